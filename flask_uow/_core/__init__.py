@@ -1,0 +1,1 @@
+"""The ring that decides and acts. It knows SQLAlchemy, and neither Flask nor blinker."""

@@ -1,0 +1,467 @@
+"""The stack of transactions of one context: where they begin, nest and end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+from sqlalchemy.exc import PendingRollbackError
+from sqlalchemy.orm import Session, SessionTransaction
+
+from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Completed, Notify, Removed, Started
+from flask_uow._core.hooks import Failure, Hook, Hooks, Moment
+from flask_uow._core.options import ManualCommit, Options
+from flask_uow._core.policy import Decision, Judge, on_error
+from flask_uow._core.session import SessionSource, WatchedSession
+from flask_uow._core.transaction import Outcome, Transaction
+from flask_uow.errors import (
+    HookError,
+    ManualTransactionControlError,
+    TransactionRequiredError,
+    UnexpectedRollbackError,
+)
+
+__all__ = ["HookErrors", "Plan", "Runtime", "Scope"]
+
+logger = logging.getLogger("flask_uow")
+
+HookErrors = Literal["log", "raise"]
+
+_BY_HAND = Options()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Runtime:
+    """What the scopes of one UnitOfWork need from outside."""
+
+    source: SessionSource
+    notify: Notify
+    judge: Judge
+    manual_commit: ManualCommit
+    hook_errors: Callable[[], HookErrors]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A transaction that is there without a block: that of a request under a policy."""
+
+    options: Options
+    label: str
+    by_block: bool
+    """Whether a decorator asked for it, and not the app-wide policy alone: then nobody else may settle it."""
+
+
+class Scope:
+    """One context's session and its transactions, the innermost last."""
+
+    __slots__ = ("__weakref__", "_closed_by_hand", "_draining", "_plan", "_planned", "_runtime", "_stack", "_watched")
+
+    def __init__(self, runtime: Runtime, plan: Plan | None = None) -> None:
+        self._runtime = runtime
+        self._plan = plan
+        self._planned: Transaction | None = None
+        self._stack: list[Transaction] = []
+        self._watched: WatchedSession | None = None
+        self._draining: Hooks | None = None
+        self._closed_by_hand = False
+
+    @property
+    def runtime(self) -> Runtime:
+        """What it needs from outside."""
+        return self._runtime
+
+    # What users reach
+
+    @property
+    def session(self) -> Session:
+        """The session, opened on first use."""
+        transaction = self.current()
+        if self._closed_by_hand:
+            self._forget_closed()
+        if self._watched is None:
+            self._watched = WatchedSession(self._runtime.source, self)
+        if transaction is not None:
+            self._start(transaction)
+        return self._watched.session
+
+    def current(self) -> Transaction | None:
+        """Return the innermost transaction; the planned one comes into being here."""
+        if not self._stack and self._plan is not None:
+            plan = self._plan
+            self._planned = Transaction(plan.options, plan.label, by_block=plan.by_block)
+            self._stack.append(self._planned)
+        return self._stack[-1] if self._stack else None
+
+    def active(self, wanted_by: str) -> Transaction:
+        """Return the innermost transaction.
+
+        Raises:
+            TransactionRequiredError: There is none.
+        """
+        transaction = self.current()
+        if transaction is None:
+            raise TransactionRequiredError(wanted_by)
+        return transaction
+
+    def add_hook(self, hook: Hook, *, run_if_inactive: bool) -> None:
+        """Register *hook* with the innermost transaction, or with the hooks that are running.
+
+        Raises:
+            TransactionRequiredError: There is no transaction, and *run_if_inactive* is false.
+        """
+        if not self._stack and self._draining is not None:
+            self._draining.add(hook)
+        elif (transaction := self.current()) is not None:
+            transaction._hooks.add(hook)
+        elif run_if_inactive:
+            run_now(hook)
+        else:
+            raise TransactionRequiredError(f"{hook.moment.value}()")
+
+    # Beginning
+
+    def replan(self, plan: Plan | None) -> None:
+        """Let another plan, or none, hold for the transactions to come."""
+        self._plan = plan
+
+    def begin(self, options: Options, label: str) -> Transaction:
+        """Begin an outermost transaction."""
+        transaction = Transaction(options, label)
+        self._stack.append(transaction)
+        return transaction
+
+    def nest(self, options: Options, label: str) -> Transaction:
+        """Open a savepoint in the innermost transaction."""
+        savepoint = self.session.begin_nested()
+        # Only now: begin_nested() has flushed what came before the savepoint, and hooks registered there stay.
+        transaction = Transaction(options, label, self._stack[-1])
+        transaction._savepoint = savepoint
+        self._stack.append(transaction)
+        return transaction
+
+    def _start(self, transaction: Transaction) -> None:
+        outermost = self._stack[0] if transaction.parent is not None else transaction
+        if outermost._started is None:
+            outermost._started = perf_counter()
+            if self._runtime.notify.wants(Started):
+                self._runtime.notify(Started(outermost))
+
+    # Ending
+
+    def decide(self, error: BaseException, options: Options) -> Decision:
+        """Decide whether the work of a block that raised *error* is kept."""
+        return on_error(error, options, self._runtime.judge)
+
+    def end(self, transaction: Transaction, decision: Decision, error: BaseException | None = None) -> None:
+        """End *transaction*, and what is still open inside it.
+
+        Args:
+            transaction: One that is on the stack.
+            decision: Whether to keep its work.
+            error: What its block raised, if it did.
+
+        Raises:
+            UnexpectedRollbackError: It was to commit, and cannot.
+            HookError: Hooks failed, and are to raise.
+        """
+        unfinished = self._stack[self._stack.index(transaction) + 1 :]
+        if unfinished:
+            transaction._doom_by(f"{unfinished[-1]._label} inside it was never left", None)
+            self._abandon(unfinished)
+
+        if decision is Decision.ROLLBACK or transaction._rollback_only:
+            self._roll_back(transaction, error)
+        elif transaction._doom is not None:
+            raise self._unexpected(transaction)
+        elif transaction._savepoint is not None:
+            self._release_savepoint(transaction, transaction._savepoint)
+        else:
+            self._commit(transaction)
+
+    def settle(self, decision: Decision, error: BaseException | None, then: Plan | None) -> bool:
+        """End the planned transaction, if there is anything to end, and return whether there was.
+
+        A session that was used without asking for it again has begun by itself, and counts.
+
+        Args:
+            decision: Whether to keep its work.
+            error: What was raised, if it was.
+            then: The plan for what comes after, hooks included.
+        """
+        if self._plan is not None and not self._stack and self._in_transaction():
+            self.current()
+
+        self._plan = then
+        planned, self._planned = self._planned, None
+        if planned is None or planned not in self._stack:
+            return False
+
+        self.end(planned, decision, error)
+        return True
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Roll back what nobody settled, and close the session."""
+        self._plan = None
+        try:
+            if self._stack:
+                self._abandon(self._stack[1:])
+                self._roll_back(self._stack[0], error)
+        finally:
+            if self._watched is not None:
+                self._remove(self._watched)
+
+    def needs_settling(self) -> bool:
+        """Whether there is a planned transaction, or a session that has begun one by itself."""
+        return self._plan is not None and (bool(self._stack) or self._in_transaction())
+
+    def _in_transaction(self) -> bool:
+        return self._watched is not None and self._watched.session.in_transaction()
+
+    def _commit(self, transaction: Transaction) -> None:
+        notify = self._runtime.notify
+        watched = self._watched
+        reached_database = False
+
+        try:
+            if watched is not None and watched.session.in_transaction():
+                self._start(transaction)
+                if notify.wants(BeforeCommit):
+                    watched.session.flush()
+                    notify(BeforeCommit(transaction, watched.session))
+                    if transaction._rollback_only or transaction._doom is not None:
+                        self.end(transaction, Decision.COMMIT)
+                        return
+                watched.commit()
+                reached_database = True
+        except BaseException as error:
+            if transaction not in self._stack:
+                raise
+            self._fail(transaction, error)
+            raise
+
+        self._leave_stack(transaction, Outcome.COMMITTED)
+        if reached_database and notify.wants(AfterCommit):
+            notify(AfterCommit(transaction))
+        try:
+            failures = self._drain(transaction._hooks, Moment.COMMIT)
+        finally:
+            self._complete(transaction, Outcome.COMMITTED, None)
+        if failures:
+            self._tell(failures, committed=True)
+
+    def _roll_back(self, transaction: Transaction, error: BaseException | None) -> None:
+        savepoint = transaction._savepoint
+        in_database = self._in_transaction()
+
+        if savepoint is not None:
+            self._roll_back_savepoint(transaction, savepoint)
+        elif in_database and self._watched is not None:
+            self._watched.rollback()
+
+        self._leave_stack(transaction, Outcome.ROLLED_BACK)
+        hooks = transaction._hooks.drop_since(transaction._mark)
+        if savepoint is None and in_database and self._runtime.notify.wants(AfterRollback):
+            self._runtime.notify(AfterRollback(transaction, error))
+        try:
+            failures = self._drain(hooks, Moment.ROLLBACK, error)
+        finally:
+            if savepoint is None:
+                self._complete(transaction, Outcome.ROLLED_BACK, error)
+        if failures:
+            self._tell(failures, committed=False, error=error)
+
+    def _fail(self, transaction: Transaction, error: BaseException) -> None:
+        """Roll back a transaction whose end failed with *error*, and say it better where SQLAlchemy cannot know."""
+        if isinstance(error, PendingRollbackError):
+            transaction._doom_by("a flush failed inside it, and the error was caught", error)
+            raise self._unexpected(transaction)
+        self._roll_back(transaction, error)
+
+    def _unexpected(self, transaction: Transaction) -> UnexpectedRollbackError:
+        """Roll back a doomed transaction, and return what to raise."""
+        doom = transaction._doom
+        assert doom is not None
+        unexpected = UnexpectedRollbackError(f"The work of {transaction._label}", doom.reason)
+        unexpected.__cause__ = doom.error
+        self._roll_back(transaction, unexpected)
+        return unexpected
+
+    def _release_savepoint(self, transaction: Transaction, savepoint: SessionTransaction) -> None:
+        try:
+            savepoint.commit()
+        except BaseException as error:
+            self._fail(transaction, error)
+            raise
+
+        self._stack.pop()
+        transaction._released = True
+
+    def _roll_back_savepoint(self, transaction: Transaction, savepoint: SessionTransaction) -> None:
+        try:
+            savepoint.rollback()
+        except Exception as error:  # noqa: BLE001 - told by dooming what encloses the savepoint
+            assert transaction.parent is not None
+            transaction.parent._doom_by(
+                f"the savepoint of {transaction._label} could not be rolled back: {_brief(error)}", error
+            )
+
+    def _leave_stack(self, transaction: Transaction, outcome: Outcome) -> None:
+        del self._stack[self._stack.index(transaction) :]
+        transaction._outcome = outcome
+
+    def _abandon(self, transactions: list[Transaction]) -> None:
+        for transaction in reversed(transactions):
+            self._roll_back(transaction, None)
+
+    def _complete(self, transaction: Transaction, outcome: Outcome, error: BaseException | None) -> None:
+        if transaction._started is not None and self._runtime.notify.wants(Completed):
+            self._runtime.notify(Completed(transaction, outcome, error, transaction._duration()))
+
+    def _remove(self, watched: WatchedSession) -> None:
+        self._watched = None
+        watched.release()
+        if self._runtime.notify.wants(Removed):
+            self._runtime.notify(Removed(watched.session))
+
+    def _drain(self, hooks: Hooks, moment: Moment, *args: Any) -> list[Failure]:
+        if not hooks:
+            return []
+
+        outer, self._draining = self._draining, hooks
+        try:
+            return hooks.run(moment, *args)
+        finally:
+            self._draining = outer
+
+    def _tell(self, failures: list[Failure], *, committed: bool, error: BaseException | None = None) -> None:
+        """Log or raise what hooks raised; an error that is on its way already is never replaced."""
+        if self._runtime.hook_errors() == "raise" and error is None:
+            what = "after the COMMIT: the work is stored" if committed else "after the ROLLBACK: the work is undone"
+            raise HookError(f"Hooks failed {what}", [failure.error for failure in failures], committed)
+
+        for failure in failures:
+            logger.error(
+                "The %s hook %s failed. The work is %s all the same.",
+                failure.hook.moment.value,
+                failure.hook.name,
+                "stored" if committed else "undone",
+                exc_info=failure.error,
+            )
+
+    # What the session asks and tells: the Overseer of _core/session.py
+
+    def commit_called(self) -> None:
+        """Commit by hand, where that is allowed."""
+        mode = self._manual_mode("commit")
+        if mode == "flush":
+            self.session.flush()
+        elif (transaction := self._by_hand()) is not None:
+            self._commit_by_hand(transaction)
+
+    def rollback_called(self) -> None:
+        """Roll back by hand, where that is allowed."""
+        if self._manual_mode("rollback") == "flush":
+            raise self._refused("rollback")
+        if (transaction := self._by_hand()) is not None:
+            self._roll_back(transaction, None)
+            self._succeed(transaction)
+
+    def close_called(self) -> None:
+        """Close by hand, where that is allowed."""
+        self._end_by_hand("close").close()
+        self._closed_by_hand = True
+
+    def reset_called(self) -> None:
+        """Reset by hand, where that is allowed."""
+        self._end_by_hand("reset").reset()
+
+    def begin_called(self, nested: bool = False) -> SessionTransaction:  # noqa: FBT001, FBT002 - the signature of Session.begin()
+        """Begin by hand, where no block has begun already."""
+        if not nested and self._in_block():
+            raise self._refused("begin")
+        assert self._watched is not None
+        return self._watched.begin(nested=nested)
+
+    def statement_failed(self, error: BaseException) -> None:
+        """Doom the innermost transaction, unless the error is inside a savepoint of the user's own."""
+        if self._stack and self._watched is not None:
+            transaction = self._stack[-1]
+            if self._watched.session.get_nested_transaction() is transaction._savepoint:
+                transaction._doom_by(
+                    f"the database refused a statement ({_brief(error)}), and the error was caught", error
+                )
+
+    def _in_block(self) -> bool:
+        """Whether a decorator or a with block owns the transaction, and not the app-wide policy alone."""
+        if not self._stack:
+            return self._plan is not None and self._plan.by_block
+        transaction = self._stack[-1]
+        return transaction._by_block or bool(transaction._blocks)
+
+    def _manual_mode(self, method: str) -> ManualCommit:
+        """Return what a settling call does, and refuse it where it is refused."""
+        if not self._in_block():
+            return "allow"
+
+        transaction = self.active(method)
+        mode = transaction._options.manual_commit or self._runtime.manual_commit
+        if mode == "error" or (mode == "allow" and transaction.parent is not None):
+            raise self._refused(method)
+        return mode
+
+    def _refused(self, method: str) -> ManualTransactionControlError:
+        transaction = self.active(method)
+        return ManualTransactionControlError(
+            method, transaction._blocks[-1] if transaction._blocks else transaction._label
+        )
+
+    def _by_hand(self) -> Transaction | None:
+        """Return the outermost transaction that a settling call is about, if the session has begun one."""
+        if not self._stack and not self._in_transaction():
+            return None
+        if self.current() is None:
+            self._stack.append(Transaction(_BY_HAND, "a session outside any block", by_block=False))
+        return self._stack[0]
+
+    def _commit_by_hand(self, transaction: Transaction) -> None:
+        self.end(transaction, Decision.COMMIT)
+        self._succeed(transaction)
+
+    def _succeed(self, transaction: Transaction) -> None:
+        """Let the blocks that are still running go on in a new transaction."""
+        if transaction._by_block or transaction._blocks:
+            successor = Transaction(transaction._options, transaction._label, by_block=transaction._by_block)
+            successor._blocks = transaction._blocks
+            transaction._successor = successor
+            if transaction is self._planned:
+                self._planned = successor
+            self._stack.append(successor)
+
+    def _end_by_hand(self, method: str) -> WatchedSession:
+        if self._in_block():
+            raise self._refused(method)
+        if (transaction := self._by_hand()) is not None:
+            self._roll_back(transaction, None)
+        assert self._watched is not None
+        return self._watched
+
+    def _forget_closed(self) -> None:
+        """Let go of a session that was closed by hand, unless it is in use again."""
+        self._closed_by_hand = False
+        if self._watched is not None and not self._watched.session.in_transaction():
+            self._watched.unwatch()
+            self._watched = None
+
+
+def run_now(hook: Hook) -> None:
+    """Run *hook* where there is no transaction to wait for; an ``on_rollback`` hook has nothing to wait for either."""
+    if hook.moment is Moment.COMMIT:
+        hook.callback(*hook.args, **hook.kwargs)
+
+
+def _brief(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

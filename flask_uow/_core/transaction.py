@@ -1,0 +1,157 @@
+"""One transaction: what it is called, how it stands, and what keeps it from committing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from time import perf_counter
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy.orm import SessionTransaction
+
+from flask_uow._core.hooks import Hooks
+from flask_uow._core.options import Options
+
+__all__ = ["Doom", "Outcome", "State", "Transaction"]
+
+
+class Outcome(StrEnum):
+    """How a transaction ended."""
+
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled_back"
+    UNKNOWN = "unknown"
+
+
+class State(StrEnum):
+    """How a transaction stands."""
+
+    ACTIVE = "active"
+    DOOMED = "doomed"
+    COMPLETED = "completed"
+
+
+@dataclass(frozen=True, slots=True)
+class Doom:
+    """Why a transaction can no longer commit, although nobody asked for a rollback."""
+
+    reason: str
+    error: BaseException | None
+
+
+class Transaction:
+    """One unit of work, kept whole or not at all: an outermost transaction, or a savepoint in one.
+
+    It is made by flask_uow alone, and met as ``uow.current_transaction`` and in signals. It holds no session, and can
+    be kept after its end.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_blocks",
+        "_by_block",
+        "_doom",
+        "_hooks",
+        "_id",
+        "_info",
+        "_label",
+        "_mark",
+        "_options",
+        "_outcome",
+        "_released",
+        "_rollback_only",
+        "_savepoint",
+        "_started",
+        "_successor",
+        "parent",
+    )
+
+    def __init__(
+        self, options: Options, label: str, parent: Transaction | None = None, *, by_block: bool = True
+    ) -> None:
+        self.parent = parent
+        """The enclosing transaction of a savepoint, or None."""
+
+        self._options = options
+        self._label = label
+        self._by_block = by_block
+        self._hooks: Hooks = parent._hooks if parent is not None else Hooks()
+        self._mark = self._hooks.mark()
+        self._blocks: list[str] = []
+        self._doom: Doom | None = None
+        self._rollback_only = False
+        self._outcome: Outcome | None = None
+        self._released = False
+        self._savepoint: SessionTransaction | None = None
+        self._started: float | None = None
+        self._successor: Transaction | None = None
+        self._id: str | None = None
+        self._info: dict[Any, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Transaction {self.id} of {self._label}, {self.outcome or self.state}>"
+
+    @property
+    def id(self) -> str:
+        """A unique name: 32 hexadecimal digits."""
+        if self._id is None:
+            self._id = uuid4().hex
+        return self._id
+
+    @property
+    def name(self) -> str | None:
+        """The option *name*, or what flask_uow calls the block, such as the name of the decorated function."""
+        return self._options.name or self._label
+
+    @property
+    def depth(self) -> int:
+        """0 for an outermost transaction, 1 for a savepoint in it, and so on."""
+        return 0 if self.parent is None else self.parent.depth + 1
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1."""
+        return 1
+
+    @property
+    def state(self) -> State:
+        """Active, doomed or completed."""
+        if self._outcome is not None or self._released:
+            return State.COMPLETED
+        return State.ACTIVE if self._doom is None else State.DOOMED
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it ended, or None before its end. A released savepoint ends as its parent does."""
+        if self._released and self.parent is not None:
+            return self.parent.outcome
+        return self._outcome
+
+    @property
+    def info(self) -> dict[Any, Any]:
+        """A dict of the user's, for what subscribers and hooks want to know."""
+        if self._info is None:
+            self._info = {}
+        return self._info
+
+    def set_rollback_only(self) -> None:
+        """Let this transaction roll back when it ends.
+
+        In the block that began it this is quiet: the block's result is kept, its work is not. In a block that has
+        joined it, it dooms the transaction: the block that began it raises `UnexpectedRollbackError`, for it did not
+        ask for a rollback.
+        """
+        if self._blocks:
+            self._doom_by(f"{self._blocks[-1]} called set_rollback_only()", None)
+        else:
+            self._rollback_only = True
+
+    def _doom_by(self, reason: str, error: BaseException | None) -> None:
+        """Make a commit impossible; the first reason stays."""
+        if self._doom is None and self._outcome is None:
+            self._doom = Doom(reason, error)
+
+    def _duration(self) -> float:
+        """Seconds since it began."""
+        return 0.0 if self._started is None else perf_counter() - self._started

@@ -1,0 +1,318 @@
+"""What users write above their functions, and the proxies that find the current app's UnitOfWork."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable
+from functools import wraps
+from typing import Any, Final, Literal, Protocol, TypeVar, Unpack, cast, overload
+
+from click import Command
+from flask import Blueprint
+from werkzeug.local import LocalProxy
+
+from flask_uow._core.block import Block, innermost_standalone
+from flask_uow._core.hooks import Hook, Moment, check_callback
+from flask_uow._core.options import TransactionalOptions, check_options
+from flask_uow._core.scope import Scope, run_now
+from flask_uow._core.transaction import Transaction
+from flask_uow.context import current_app
+from flask_uow.errors import ConfigurationError, NoScopeError, TransactionRequiredError
+from flask_uow.plans import Policy, add_policy
+from flask_uow.settings import DEFAULT_NAME
+
+__all__ = [
+    "Decorator",
+    "IfInactive",
+    "Owner",
+    "T",
+    "current_transaction",
+    "on_commit",
+    "on_rollback",
+    "register_hook",
+    "transactional",
+]
+
+IfInactive = Literal["error", "run"]
+
+T = TypeVar("T", bound=Callable[..., Any] | Blueprint)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Call(Protocol):
+    """A call of a decorated function that has entered its transaction."""
+
+    def leave(self, error: BaseException | None, /) -> None:
+        """End it, with what the function raised."""
+
+
+class Owner(Protocol):
+    """What a decorator needs of a UnitOfWork when the decorated function is called."""
+
+    def _enter(self, policy: Policy, /) -> Call: ...
+
+    def _scope_or_none(self) -> Scope | None: ...
+
+
+class _Surroundings:
+    """The ``with uow.transaction():`` block around us, where there is no app to ask for a UnitOfWork."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
+    def _enter(self, policy: Policy, /) -> Call:
+        block = Block(lambda: (self._scope.runtime, self._scope), policy.options, policy.label)
+        block.enter()
+        return block
+
+    def _scope_or_none(self) -> Scope | None:
+        return self._scope
+
+
+class Decorator:
+    """What ``transactional(…)`` returns: give it a function, a method, or a Blueprint."""
+
+    __slots__ = ("_find", "_options", "_owner")
+
+    def __init__(self, find: Callable[[Policy], Owner], owner: object | None, options: TransactionalOptions) -> None:
+        self._find = find
+        self._owner = owner
+        self._options = check_options(options, decorator=True)
+        if owner is not None and self._options.using is not None:
+            raise ConfigurationError(
+                "using", "is an option of flask_uow.transactional(); uow.transactional() has its UnitOfWork already."
+            )
+
+    def __call__(self, target: T, /) -> T:
+        """Decorate *target*, which keeps its signature."""
+        _check_target(target)
+        label = f"{getattr(target, '__qualname__', None) or repr(target)}()"
+        policy = Policy(self._options, self._options.name or label, self._owner)
+
+        if isinstance(target, Blueprint):
+            add_policy(target, policy, target)
+            return cast(T, target)
+
+        wrapper = (
+            self._wrap_async(target, policy) if inspect.iscoroutinefunction(target) else self._wrap(target, policy)
+        )
+        add_policy(wrapper, policy, target)
+        return cast(T, wrapper)
+
+    def _wrap(self, function: Callable[..., Any], policy: Policy) -> Callable[..., Any]:
+        @wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            call = self._find(policy)._enter(policy)
+            try:
+                value = function(*args, **kwargs)
+            except BaseException as error:
+                call.leave(error)
+                raise
+            call.leave(None)
+            return value
+
+        return wrapper
+
+    def _wrap_async(self, function: Callable[..., Any], policy: Policy) -> Callable[..., Any]:
+        @wraps(function)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            call = self._find(policy)._enter(policy)
+            try:
+                value = await function(*args, **kwargs)
+            except BaseException as error:
+                call.leave(error)
+                raise
+            call.leave(None)
+            return value
+
+        return wrapper
+
+
+def _check_target(target: object) -> None:
+    """Refuse what a decorator would silently get wrong."""
+    name = getattr(target, "__qualname__", None) or repr(target)
+
+    if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
+        raise ConfigurationError(
+            "transactional",
+            f"cannot decorate the generator function {name}: its body runs when somebody iterates over it, after the "
+            "transaction has ended. Use 'with uow.transaction():' inside it, or return a list.",
+        )
+    if isinstance(target, type):
+        raise ConfigurationError(
+            "transactional",
+            f"cannot decorate the class {name}. Decorate its methods, or put it into 'decorators' of a View.",
+        )
+    if isinstance(target, (classmethod, staticmethod)):
+        raise ConfigurationError(
+            "transactional", f"is above @{type(target).__name__}. Write it below, next to the function."
+        )
+    if isinstance(target, Command):
+        raise ConfigurationError(
+            "transactional",
+            f"is above the decorator of the command {target.name!r}, which runs the bare function. Write it below, "
+            "next to the function.",
+        )
+    if not callable(target) and not isinstance(target, Blueprint):
+        raise ConfigurationError(
+            "transactional", f"was given {target!r}; it decorates functions, methods and Blueprints."
+        )
+
+
+def current_owner(using: str | None, wanted: str) -> Owner:
+    """Return the UnitOfWork of the current app, or the surroundings where there is no app.
+
+    Raises:
+        NoScopeError: There is neither, or the app has none of that name.
+    """
+    app = current_app()
+    if app is None:
+        scope = innermost_standalone()
+        if scope is None:
+            raise NoScopeError(
+                wanted,
+                "no app context is active that would say which UnitOfWork is meant. Push one with "
+                "'with app.app_context():', or use the methods of your UnitOfWork.",
+            )
+        return _Surroundings(scope)
+
+    owners: dict[str, Owner] = app.extensions.get("uow", {})
+    name = using or DEFAULT_NAME
+    if name not in owners:
+        known = ", ".join(repr(owner) for owner in owners) or "none"
+        raise NoScopeError(
+            wanted,
+            f"the app {app.name!r} has no UnitOfWork named {name!r}; it has {known}. Call uow.init_app(app), or say "
+            "using=.",
+        )
+    return owners[name]
+
+
+@overload
+def transactional(target: T, /) -> T: ...
+@overload
+def transactional(**options: Unpack[TransactionalOptions]) -> Decorator: ...
+def transactional(target: Any = None, /, **options: Unpack[TransactionalOptions]) -> Any:
+    """Run a function in a transaction of the current app's UnitOfWork.
+
+    The work is committed when the function returns and rolled back when it raises. On a view this happens when its
+    value has become a response, whose status has a say too; on a Blueprint it holds for all of its views.
+
+    It is used with and without parentheses, below ``@app.route``, on functions, methods and coroutine functions.
+
+    Args:
+        target: A function, a method, or a Blueprint.
+        options: propagation (`Propagation`, default REQUIRED): what to do where a transaction is active already.
+            rollback_for, no_rollback_for (exception classes): exceptions that roll back, as all do by default, or do
+            not. commit_if (function of the response to bool): replaces the rule by status for a view.
+            manual_commit ("error", "flush" or "allow"): what ``session.commit()`` inside does; the default is the
+            setting UOW_MANUAL_COMMIT. name (str): what to call it in messages. using (str): the name of the
+            UnitOfWork, default "default".
+
+    Raises:
+        ConfigurationError: An option, or what is decorated, cannot be right.
+        NoScopeError: When the function is called and there is no current app, or it has no such UnitOfWork.
+    """
+    decorator = Decorator(lambda policy: current_owner(policy.options.using, policy.label), None, options)
+    return decorator if target is None else decorator(target)
+
+
+def register_hook(
+    scope: Scope | None,
+    moment: Moment,
+    callback: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    key: Hashable,
+    if_inactive: IfInactive,
+) -> Any:
+    """Register *callback*, and return it; without one, return a decorator that does.
+
+    Raises:
+        ConfigurationError: *callback* cannot be called when the time comes.
+        TransactionRequiredError: There is no transaction, and *if_inactive* is not "run".
+    """
+    if if_inactive not in ("error", "run"):
+        raise ConfigurationError("if_inactive", f'is {if_inactive!r}; it must be "error" or "run".')
+    if callback is None:
+        return lambda function: register_hook(scope, moment, function, args, kwargs, key=key, if_inactive=if_inactive)
+
+    check_callback(moment, callback)
+    hook = Hook(moment, callback, args, kwargs, key)
+    if scope is not None:
+        scope.add_hook(hook, run_if_inactive=if_inactive == "run")
+    elif if_inactive == "run":
+        run_now(hook)
+    else:
+        raise TransactionRequiredError(f"{moment.value}()")
+    return callback
+
+
+def _current_scope(wanted: str, if_inactive: IfInactive) -> Scope | None:
+    try:
+        return current_owner(None, wanted)._scope_or_none()
+    except NoScopeError:
+        if if_inactive == "run":
+            return None
+        raise
+
+
+@overload
+def on_commit(
+    callback: F, /, *args: Any, key: Hashable = None, if_inactive: IfInactive = "error", **kwargs: Any
+) -> F: ...
+@overload
+def on_commit(*, key: Hashable = None, if_inactive: IfInactive = "error") -> Callable[[F], F]: ...
+def on_commit(
+    callback: Any = None, /, *args: Any, key: Hashable = None, if_inactive: IfInactive = "error", **kwargs: Any
+) -> Any:
+    """Call a function after the current transaction of the current app's UnitOfWork has been committed.
+
+    It runs after COMMIT has returned, outside the transaction, in the order of registration, and not at all if its
+    block is rolled back. It can be used as a decorator. What it raises never undoes the work: see UOW_HOOK_ERRORS.
+
+    Args:
+        callback: The function.
+        *args: Positional arguments for it.
+        **kwargs: Keyword arguments for it.
+        key: Something hashable: a second hook with the same key is not registered in the same transaction.
+        if_inactive: Where there is no transaction: "error" refuses, "run" calls it at once.
+
+    Raises:
+        TransactionRequiredError: There is no transaction.
+        NoScopeError: There is no current app, and no ``with uow.transaction():`` around.
+    """
+    scope = _current_scope("on_commit()", if_inactive)
+    return register_hook(scope, Moment.COMMIT, callback, args, kwargs, key=key, if_inactive=if_inactive)
+
+
+@overload
+def on_rollback(
+    callback: F, /, *args: Any, key: Hashable = None, if_inactive: IfInactive = "error", **kwargs: Any
+) -> F: ...
+@overload
+def on_rollback(*, key: Hashable = None, if_inactive: IfInactive = "error") -> Callable[[F], F]: ...
+def on_rollback(
+    callback: Any = None, /, *args: Any, key: Hashable = None, if_inactive: IfInactive = "error", **kwargs: Any
+) -> Any:
+    """Call a function when the block in which this is called is rolled back.
+
+    Its first argument is the exception, or None; then come *args* and *kwargs*. See `on_commit`.
+    """
+    scope = _current_scope("on_rollback()", if_inactive)
+    return register_hook(scope, Moment.ROLLBACK, callback, args, kwargs, key=key, if_inactive=if_inactive)
+
+
+def _find_transaction() -> Transaction | None:
+    try:
+        scope = current_owner(None, "current_transaction")._scope_or_none()
+    except NoScopeError:
+        return None
+    return None if scope is None else scope.current()
+
+
+current_transaction: Final[Transaction] = cast(Transaction, LocalProxy(_find_transaction))
+"""The innermost transaction of the current app's UnitOfWork; false where there is none."""

@@ -1,0 +1,186 @@
+"""Every error that a user of flask_uow can meet.
+
+::
+
+    UnitOfWorkError
+    ├── ConfigurationError (also ValueError)
+    ├── NoScopeError (also RuntimeError)
+    ├── TransactionRequiredError
+    ├── ManualTransactionControlError
+    ├── UnexpectedRollbackError
+    ├── PartialCommitError
+    └── HookError (also ExceptionGroup)
+
+Each one carries its data as attributes, survives pickling, and says what happened, why, and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+__all__ = [
+    "ConfigurationError",
+    "HookError",
+    "ManualTransactionControlError",
+    "NoScopeError",
+    "PartialCommitError",
+    "TransactionRequiredError",
+    "UnexpectedRollbackError",
+    "UnitOfWorkError",
+]
+
+
+class UnitOfWorkError(Exception):
+    """The base of every error that flask_uow raises on purpose."""
+
+
+class ConfigurationError(UnitOfWorkError, ValueError):
+    """A setting, an option or an argument cannot be what was meant.
+
+    Args:
+        name: The setting, option or argument at fault, as the user wrote it.
+        problem: What is wrong with it, and what is allowed.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(name, problem)
+        self.name = name
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.problem}"
+
+
+class NoScopeError(UnitOfWorkError, RuntimeError):
+    """There is no place in which a session could live.
+
+    Args:
+        wanted: What was asked for.
+        advice: Why it is not there, and what to do.
+    """
+
+    def __init__(self, wanted: str, advice: str) -> None:
+        super().__init__(wanted, advice)
+        self.wanted = wanted
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.wanted} is not available here: {self.advice}"
+
+
+class TransactionRequiredError(UnitOfWorkError):
+    """Something that needs an active transaction was used without one.
+
+    Args:
+        wanted_by: What needs the transaction.
+    """
+
+    def __init__(self, wanted_by: str) -> None:
+        super().__init__(wanted_by)
+        self.wanted_by = wanted_by
+
+    def __str__(self) -> str:
+        return (
+            f"{self.wanted_by} needs an active transaction, and there is none. Call it in a view "
+            "under UOW_AUTO_COMMIT, in a function decorated with @transactional, or inside "
+            "'with uow.transaction():'."
+        )
+
+
+class ManualTransactionControlError(UnitOfWorkError):
+    """``session.commit()`` and its kin were called inside a block that settles by itself.
+
+    The call was not carried out, and the transaction is as it was.
+
+    Args:
+        method: The method of the session, such as ``"commit"``.
+        block: The block that owns the transaction.
+    """
+
+    def __init__(self, method: str, block: str) -> None:
+        super().__init__(method, block)
+        self.method = method
+        self.block = block
+
+    def __str__(self) -> str:
+        return (
+            f"session.{self.method}() was called inside {self.block}, and would break its transaction "
+            "in two. The block commits when it ends and rolls back when it raises: remove the call, "
+            "or use session.flush() to send the statements now, uow.savepoint() for a part that may "
+            'fail alone, or manual_commit="flush" for code that you cannot change.'
+        )
+
+
+class UnexpectedRollbackError(UnitOfWorkError):
+    """A transaction that was about to commit had to be rolled back.
+
+    Something inside it failed, and the failure was caught before it reached the block that commits. Committing would
+    have kept one half of the work. ``__cause__`` is the first error, where there was one.
+
+    Args:
+        transaction: The transaction that was rolled back.
+        reason: What made it impossible to commit.
+    """
+
+    def __init__(self, transaction: str, reason: str) -> None:
+        super().__init__(transaction, reason)
+        self.transaction = transaction
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.transaction} was rolled back instead of committed, because {self.reason}. "
+            "Let the error go on, or put the part that may fail into uow.savepoint() "
+            "(propagation=Propagation.NESTED), which can be rolled back alone."
+        )
+
+
+class PartialCommitError(UnitOfWorkError):
+    """One UnitOfWork of a request committed, and a later one could not.
+
+    Args:
+        committed: The names of those that committed, in order.
+        failed: The name of the one that failed. ``__cause__`` says why.
+    """
+
+    def __init__(self, committed: Sequence[str], failed: str) -> None:
+        super().__init__(tuple(committed), failed)
+        self.committed = tuple(committed)
+        self.failed = failed
+
+    def __str__(self) -> str:
+        done = ", ".join(repr(name) for name in self.committed)
+        return (
+            f"The UnitOfWork {self.failed!r} failed to commit after {done} had committed; that work is "
+            "stored and cannot be taken back. Put work that must stand or fall together into one database, "
+            "and initialise first the UnitOfWork that is most likely to fail."
+        )
+
+
+class HookError(ExceptionGroup[Exception], UnitOfWorkError):
+    """Hooks failed. All of them were run; what they raised is inside.
+
+    Args:
+        message: What happened.
+        exceptions: What the hooks raised, in the order in which they ran.
+        committed: Whether the work is stored. It is for ``on_commit`` hooks, so do not send it again.
+    """
+
+    committed: bool
+
+    def __new__(cls, message: str, exceptions: Sequence[Exception], committed: bool = True) -> Self:  # noqa: FBT001, FBT002 - pickling passes by position
+        self = super().__new__(cls, message, exceptions)
+        self.committed = committed
+        return self
+
+    def __init__(self, message: str, exceptions: Sequence[Exception], committed: bool = True) -> None:  # noqa: ARG002, FBT001, FBT002 - as above; __new__ has used it
+        super().__init__(message, exceptions)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with *committed*."""
+        return type(self), (self.message, self.exceptions, self.committed)
+
+    def derive(self, excs: Sequence[Exception], /) -> HookError:  # type: ignore[override] # split() and subgroup() of a HookError hold Exceptions only
+        """Keep *committed* when the group is split."""
+        return HookError(self.message, excs, self.committed)

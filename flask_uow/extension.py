@@ -1,0 +1,299 @@
+"""The extension: what users hold in their hands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar, Unpack, overload
+
+from flask import Blueprint, Flask
+from sqlalchemy.orm import Session
+
+from flask_uow._core.block import Block, standalone_scope
+from flask_uow._core.hooks import Moment
+from flask_uow._core.options import Options, TransactionalOptions, TransactionOptions, check_options
+from flask_uow._core.policy import no_opinion
+from flask_uow._core.propagation import Propagation
+from flask_uow._core.scope import Runtime, Scope
+from flask_uow._core.transaction import Transaction
+from flask_uow.adapters import Sessions, session_source
+from flask_uow.context import current_app
+from flask_uow.decorators import Call, Decorator, IfInactive, T, register_hook
+from flask_uow.dispatch import Dispatch, Managed
+from flask_uow.errors import ConfigurationError, NoScopeError
+from flask_uow.plans import Policy, exempt
+from flask_uow.settings import DEFAULT_NAME, check_name, from_arguments, from_config
+from flask_uow.signals import Publisher
+
+__all__ = ["UnitOfWork"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+V = TypeVar("V", bound=Callable[..., Any] | Blueprint)
+
+_SAVEPOINT = Options(propagation=Propagation.NESTED)
+
+
+class _Registry(dict[str, "UnitOfWork"]):
+    """``app.extensions["uow"]``: an app's UnitOfWork objects by name, and the one that serves them."""
+
+    def __init__(self, dispatch: Dispatch) -> None:
+        super().__init__()
+        self.dispatch = dispatch
+
+
+class _ViewCall:
+    """A call of a view whose transaction the request's dispatch ends."""
+
+    __slots__ = ("_managed",)
+
+    def __init__(self, managed: Managed) -> None:
+        self._managed = managed
+
+    def leave(self, error: BaseException | None, /) -> None:
+        if error is not None:
+            self._managed.view_failed(error)
+
+
+class UnitOfWork:
+    """A session for each Flask context, and a policy for when its work is committed and when rolled back.
+
+    Without an app it gives scripts, workers and notebooks `transaction` alone.
+
+    Args:
+        sessions: A ``sessionmaker``, a function without arguments that returns a ``Session``, a ``scoped_session``, or
+            an ``Engine``.
+        app: The application, or None to call `init_app` later, once for each application.
+        name: Tells several objects of one app apart. One called "reports" reads ``UOW_REPORTS_AUTO_COMMIT`` where the
+            one called "default" reads ``UOW_AUTO_COMMIT``.
+        settings: Defaults for every app, and what counts where there is none: the settings in lower case without the
+            prefix, such as ``auto_commit=True``.
+
+    Raises:
+        ConfigurationError: An argument cannot be what was meant.
+    """
+
+    def __init__(
+        self, sessions: Sessions, app: Flask | None = None, *, name: str = DEFAULT_NAME, **settings: Any
+    ) -> None:
+        self._name = check_name(name)
+        self._source = session_source(sessions)
+        self._settings = from_arguments(settings)
+        self._runtime = Runtime(
+            self._source,
+            Publisher(self),
+            no_opinion,
+            self._settings.manual_commit,
+            lambda: self._settings.hook_errors or "log",
+        )
+        if app is not None:
+            self.init_app(app)
+
+    def __repr__(self) -> str:
+        return f"<UnitOfWork {self._name!r}>"
+
+    @property
+    def name(self) -> str:
+        """What tells it from others in one app."""
+        return self._name
+
+    def init_app(self, app: Flask) -> None:
+        """Read the app's configuration, and take care of its requests from now on.
+
+        Args:
+            app: The application. One object can serve many, and one app many differently named objects.
+
+        Raises:
+            ConfigurationError: A setting is wrong or unknown, the app has one of that name already, or it has
+                handled a request already. Nothing is installed then.
+        """
+        if not isinstance(app, Flask):
+            raise ConfigurationError("app", f"is {app!r}; it must be a Flask application.")
+
+        registry: _Registry | None = app.extensions.get("uow")
+        if registry is not None and registry.get(self._name) is self:
+            raise ConfigurationError(
+                "init_app()", f"was called for {app.name!r} before. Call it once, where the app is made."
+            )
+        if registry is not None and self._name in registry:
+            raise ConfigurationError(
+                "name",
+                f"is {self._name!r}, which another UnitOfWork of {app.name!r} has already. Give each its own: "
+                'UnitOfWork(sessions, name="reports").',
+            )
+        if app._got_first_request:
+            raise ConfigurationError(
+                "init_app()",
+                f"was called after {app.name!r} had handled its first request, which nobody looked after. Call it where "
+                "the app is made.",
+            )
+        settings = from_config(app.config, self._name, self._settings)
+
+        if registry is None:
+            registry = app.extensions["uow"] = _Registry(Dispatch(app))
+        registry.dispatch.managed[self] = Managed(app, self, self._name, self._source, settings)
+        registry[self._name] = self
+
+    @property
+    def session(self) -> Session:
+        """The session of the current scope, opened on first use.
+
+        Raises:
+            NoScopeError: There is no Flask context, and no ``with uow.transaction():`` around.
+        """
+        managed = self._managed()
+        scope = managed.scope() if managed is not None else standalone_scope(self._runtime)
+        if scope is None:
+            raise NoScopeError("uow.session", self._advice())
+        return scope.session
+
+    def transaction(self, **options: Unpack[TransactionOptions]) -> Block:
+        """Return a context manager that runs its block in a transaction, and yields the session.
+
+        The block's work is committed when it ends, and rolled back when it raises. It works in requests, in commands,
+        in tasks, and without any Flask; there the session is closed with the outermost block.
+
+        Args:
+            options: propagation (`Propagation`, default REQUIRED): what to do where a transaction is active already.
+                rollback_for, no_rollback_for (exception classes): exceptions that roll back, as all do by default, or
+                do not. manual_commit ("error", "flush" or "allow"): what ``session.commit()`` inside does.
+                name (str): what to call it in messages.
+
+        Raises:
+            ConfigurationError: An option cannot be right.
+            TransactionRequiredError: On entry: ``Propagation.MANDATORY``, and no transaction is active.
+            UnexpectedRollbackError: At the end: something inside failed, and the failure was caught.
+        """
+        checked = check_options(options, decorator=False)
+        return Block(self._home, checked, f"the block {checked.name!r}" if checked.name else "a transaction() block")
+
+    def savepoint(self) -> Block:
+        """Return a context manager that runs its block in a savepoint of the active transaction, and yields the session.
+
+        What the block raises rolls back to its start, and the transaction can go on.
+
+        Raises:
+            TransactionRequiredError: On entry: no transaction is active.
+        """
+
+        def home() -> tuple[Runtime, Scope | None]:
+            runtime, scope = self._home()
+            if scope is None or scope.current() is None:
+                (scope or Scope(runtime)).active("uow.savepoint()")
+            return runtime, scope
+
+        return Block(home, _SAVEPOINT, "a savepoint() block")
+
+    @overload
+    def transactional(self, target: T, /) -> T: ...
+    @overload
+    def transactional(self, /, **options: Unpack[TransactionalOptions]) -> Decorator: ...
+    def transactional(self, target: Any = None, /, **options: Unpack[TransactionalOptions]) -> Any:
+        """Run a function in a transaction of this UnitOfWork; see `flask_uow.transactional`, which looks for it."""
+        decorator = Decorator(lambda _: self, self, options)
+        return decorator if target is None else decorator(target)
+
+    def exempt(self, target: V) -> V:
+        """Keep the app-wide policy, and a blueprint's, away from a view or a Blueprint.
+
+        Args:
+            target: A view function, a ``View`` class, or a Blueprint. Its own ``@transactional`` still counts.
+
+        Raises:
+            ConfigurationError: *target* is none of these.
+        """
+        if not callable(target) and not isinstance(target, Blueprint):
+            raise ConfigurationError("exempt()", f"was given {target!r}; it takes a view function or a Blueprint.")
+        exempt(target, self)
+        return target
+
+    @overload
+    def on_commit(
+        self, callback: F, /, *args: Any, key: Hashable = None, if_inactive: IfInactive = "error", **kwargs: Any
+    ) -> F: ...
+    @overload
+    def on_commit(self, /, *, key: Hashable = None, if_inactive: IfInactive = "error") -> Callable[[F], F]: ...
+    def on_commit(
+        self,
+        callback: Any = None,
+        /,
+        *args: Any,
+        key: Hashable = None,
+        if_inactive: IfInactive = "error",
+        **kwargs: Any,
+    ) -> Any:
+        """Call a function after the current transaction has been committed; see `flask_uow.on_commit`."""
+        return register_hook(
+            self._scope_or_none(), Moment.COMMIT, callback, args, kwargs, key=key, if_inactive=if_inactive
+        )
+
+    @overload
+    def on_rollback(
+        self, callback: F, /, *args: Any, key: Hashable = None, if_inactive: IfInactive = "error", **kwargs: Any
+    ) -> F: ...
+    @overload
+    def on_rollback(self, /, *, key: Hashable = None, if_inactive: IfInactive = "error") -> Callable[[F], F]: ...
+    def on_rollback(
+        self,
+        callback: Any = None,
+        /,
+        *args: Any,
+        key: Hashable = None,
+        if_inactive: IfInactive = "error",
+        **kwargs: Any,
+    ) -> Any:
+        """Call a function when the current block is rolled back; see `flask_uow.on_rollback`."""
+        return register_hook(
+            self._scope_or_none(), Moment.ROLLBACK, callback, args, kwargs, key=key, if_inactive=if_inactive
+        )
+
+    def set_rollback_only(self) -> None:
+        """Let the current transaction roll back when it ends; see `Transaction.set_rollback_only`.
+
+        Raises:
+            TransactionRequiredError: There is none.
+        """
+        scope = self._scope_or_none() or Scope(self._runtime)
+        scope.active("set_rollback_only()").set_rollback_only()
+
+    @property
+    def current_transaction(self) -> Transaction | None:
+        """The innermost transaction of the current scope, or None."""
+        scope = self._scope_or_none()
+        return None if scope is None else scope.current()
+
+    def _managed(self) -> Managed | None:
+        """Return its part in the current app, if there is one that it was initialised with."""
+        app = current_app()
+        registry: _Registry | None = None if app is None else app.extensions.get("uow")
+        return None if registry is None else registry.dispatch.managed.get(self)
+
+    def _home(self) -> tuple[Runtime, Scope | None]:
+        managed = self._managed()
+        if managed is not None:
+            return managed.runtime, managed.scope()
+        return self._runtime, standalone_scope(self._runtime)
+
+    def _scope_or_none(self) -> Scope | None:
+        try:
+            return self._home()[1]
+        except NoScopeError:
+            return None
+
+    def _enter(self, policy: Policy, /) -> Call:
+        managed = self._managed()
+        if managed is not None and managed.enter_view(policy):
+            return _ViewCall(managed)
+        block = Block(self._home, policy.options, policy.label)
+        block.enter()
+        return block
+
+    def _advice(self) -> str:
+        app = current_app()
+        if app is not None:
+            return (
+                f"init_app() was not called for the current app {app.name!r}. Call it where the app is made, or use "
+                "'with uow.transaction():'."
+            )
+        return (
+            "no Flask context is active. Push one with 'with app.app_context():', or use "
+            "'with uow.transaction() as session:'."
+        )

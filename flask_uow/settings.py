@@ -1,0 +1,148 @@
+"""Configuration, read once into one frozen, checked object."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from http import HTTPMethod
+from typing import Any, Final, cast
+
+from flask_uow._core.options import CommitIf, ManualCommit, Rule, unknown_name
+from flask_uow._core.scope import HookErrors
+from flask_uow.errors import ConfigurationError
+
+__all__ = ["Settings", "check_name"]
+
+DEFAULT_NAME: Final = "default"
+
+_WEBDAV: Final = ("COPY", "LOCK", "MKCOL", "MOVE", "PROPFIND", "PROPPATCH", "QUERY", "REPORT", "SEARCH", "UNLOCK")
+"""Of the methods registered with IANA beside those in the standard library, those that Flask apps serve."""
+
+KNOWN_METHODS: Final = frozenset((*(str(method) for method in HTTPMethod), *_WEBDAV))
+
+AutoCommit = bool | frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one UnitOfWork does in one app, or outside any. Each field is a setting without its prefix."""
+
+    auto_commit: AutoCommit = False
+    commit_if: CommitIf | None = None
+    manual_commit: ManualCommit = "error"
+    hook_errors: HookErrors | None = None
+    """None is "raise" in an app that is testing, and "log" elsewhere."""
+
+    def matches(self, method: str) -> bool:
+        """Whether the app-wide policy covers requests with *method*. HEAD goes where GET goes, as it does in Flask."""
+        if isinstance(self.auto_commit, bool):
+            return self.auto_commit
+        return method in self.auto_commit or (method == "HEAD" and "GET" in self.auto_commit)
+
+
+def _is_auto_commit(value: object) -> bool:
+    if isinstance(value, bool):
+        return True
+    return (
+        isinstance(value, Collection)
+        and not isinstance(value, (str, bytes, Mapping))
+        and all(isinstance(method, str) and method.upper() in KNOWN_METHODS for method in value)
+    )
+
+
+_RULES: Final[Mapping[str, Rule]] = {
+    "auto_commit": Rule(_is_auto_commit, 'must be True, False, or a set of HTTP methods such as {"POST", "PUT"}'),
+    "commit_if": Rule(
+        lambda value: value is None or callable(value),
+        "must be a function that takes the response and returns a bool, or None",
+    ),
+    "manual_commit": Rule(
+        lambda value: isinstance(value, str) and value in ("error", "flush", "allow"),
+        'must be "error", "flush" or "allow"',
+    ),
+    "hook_errors": Rule(lambda value: value is None or value in ("log", "raise"), 'must be "log", "raise" or None'),
+}
+
+_TO_COME: Final = (
+    "uncommitted",
+    "strict",
+    "isolation_level",
+    "attempts",
+    "timeout",
+    "read_only_methods",
+    "slow_transaction",
+    "resolve_commit",
+)
+
+_KNOWN: Final = (*_RULES, *_TO_COME)
+
+assert set(_RULES) == {field.name for field in fields(Settings)}
+
+
+def _check(label: str, name: str, value: Any) -> Any:
+    """Return the value of a setting as it is stored; *label* is how the user wrote its name."""
+    if name in _TO_COME:
+        raise ConfigurationError(
+            label, "is not available in this version of flask_uow, and would have no effect. Leave it out."
+        )
+    if not _RULES[name].holds(value):
+        raise ConfigurationError(label, f"is {value!r}; it {_RULES[name].allowed}.")
+    if name == "auto_commit" and not isinstance(value, bool):
+        return frozenset(method.upper() for method in cast(Collection[str], value))
+    return value
+
+
+def from_arguments(given: Mapping[str, Any]) -> Settings:
+    """Read the keyword arguments of ``UnitOfWork(…)``.
+
+    Raises:
+        ConfigurationError: One is unknown, or its value is wrong.
+    """
+    for name in given:
+        if name not in _KNOWN:
+            raise ConfigurationError(
+                name, f"is not a setting of UnitOfWork. {unknown_name(name, dict.fromkeys(_KNOWN))}"
+            )
+
+    return Settings(**{name: _check(name, name, value) for name, value in given.items()})
+
+
+def from_config(config: Mapping[str, Any], name: str, defaults: Settings) -> Settings:
+    """Read ``app.config``.
+
+    Args:
+        config: The app's configuration.
+        name: The name of the UnitOfWork: one called "reports" reads ``UOW_REPORTS_AUTO_COMMIT``.
+        defaults: What holds where the configuration is silent.
+
+    Raises:
+        ConfigurationError: A value is wrong, or a key begins with ``UOW_`` and is none that anybody reads.
+    """
+    prefix = "UOW_" if name == DEFAULT_NAME else f"UOW_{name.upper()}_"
+    keys = {f"{prefix}{known.upper()}": known for known in _KNOWN}
+
+    for key in config:
+        if key.startswith("UOW_") and key not in keys and not _is_anothers(key):
+            raise ConfigurationError(key, f"is not a setting of flask_uow. {unknown_name(key, keys)}")
+
+    given = {field.name: getattr(defaults, field.name) for field in fields(Settings)}
+    given.update({known: _check(key, known, config[key]) for key, known in keys.items() if key in config})
+    return Settings(**given)
+
+
+def _is_anothers(key: str) -> bool:
+    """Whether *key* is well formed for a UnitOfWork of some other name, which may be initialised later."""
+    return any(key == f"UOW_{known.upper()}" or key.endswith(f"_{known.upper()}") for known in _KNOWN)
+
+
+def check_name(name: object) -> str:
+    """Return the name of a UnitOfWork, if it can be one.
+
+    Raises:
+        ConfigurationError: It is not a string that can be part of a configuration key.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ConfigurationError(
+            "name", f'is {name!r}; it must be a string of letters, digits and underscores, such as "reports".'
+        )
+    return name

@@ -1,0 +1,99 @@
+"""The signals, and the one place that sends them.
+
+The sender is the Flask application, or the UnitOfWork outside one. Each signal's keyword arguments are listed in
+``docs/reference/signals.md``. Accept ``**extra`` in a receiver: later versions may send more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import fields
+from inspect import iscoroutinefunction
+from typing import Any, Final
+
+from blinker import NamedSignal, Namespace
+
+from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Completed, Event, Removed, Started
+
+__all__ = [
+    "Publisher",
+    "after_commit",
+    "after_rollback",
+    "before_commit",
+    "session_removed",
+    "transaction_completed",
+    "transaction_started",
+]
+
+logger = logging.getLogger("flask_uow")
+
+_namespace: Final = Namespace()
+
+transaction_started = _namespace.signal("transaction-started", "An outermost transaction began: transaction.")
+before_commit = _namespace.signal("before-commit", "Flushed, about to COMMIT; raising is a veto: transaction, session.")
+after_commit = _namespace.signal("after-commit", "COMMIT has returned: transaction.")
+after_rollback = _namespace.signal("after-rollback", "Rolled back, for whatever reason: transaction, error.")
+transaction_completed = _namespace.signal(
+    "transaction-completed", "Always last, once: transaction, outcome, error, duration."
+)
+session_removed = _namespace.signal("session-removed", "Teardown closed a session: session.")
+
+_SIGNALS: Final[dict[type[Event], NamedSignal]] = {
+    Started: transaction_started,
+    BeforeCommit: before_commit,
+    AfterCommit: after_commit,
+    AfterRollback: after_rollback,
+    Completed: transaction_completed,
+    Removed: session_removed,
+}
+
+_ARGUMENTS: Final = {kind: tuple(field.name for field in fields(kind)) for kind in _SIGNALS}
+
+Synchronise = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _no_loop(receiver: Callable[..., Any]) -> Callable[..., Any]:
+    raise RuntimeError(
+        f"The receiver {receiver!r} is a coroutine function, and outside Flask there is no loop to run it in."
+    )
+
+
+class Publisher:
+    """Sends events as signals, in the name of one sender.
+
+    Args:
+        sender: The Flask application, or the UnitOfWork outside one.
+        synchronise: Makes a plain function of a coroutine function, like ``app.ensure_sync()``.
+    """
+
+    __slots__ = ("_sender", "_synchronise")
+
+    def __init__(self, sender: object, synchronise: Synchronise = _no_loop) -> None:
+        self._sender = sender
+        self._synchronise = synchronise
+
+    def wants(self, kind: type[Event], /) -> bool:
+        """Whether the signal has any receiver."""
+        return bool(_SIGNALS[kind].receivers)
+
+    def __call__(self, event: Event, /) -> None:
+        """Send *event* as its signal.
+
+        What a receiver of `before_commit` raises is a veto, and goes on. After the fact there is nothing to veto:
+        the others are called all the same, and what is raised is logged.
+        """
+        signal = _SIGNALS[type(event)]
+        arguments = {name: getattr(event, name) for name in _ARGUMENTS[type(event)]}
+
+        if signal.is_muted:
+            return
+
+        for receiver in signal.receivers_for(self._sender):
+            try:
+                function = self._synchronise(receiver) if iscoroutinefunction(receiver) else receiver
+                function(self._sender, **arguments)
+            except Exception:
+                if signal is before_commit:
+                    raise
+                logger.exception("A receiver of the signal %s failed: %r", signal.name, receiver)
