@@ -27,6 +27,8 @@ __all__ = ["Dispatch", "Managed"]
 
 logger = logging.getLogger("flask_uow")
 
+_NOTHING: Final = object()
+
 _IN_VIEW: Final = (Phase.VIEW, Phase.VIEW_ENTERED)
 
 
@@ -140,7 +142,7 @@ class Dispatch:
 
     def full_dispatch_request(self, *args: Any, **kwargs: Any) -> Response:
         """Handle a request, and settle at its end what is left."""
-        if vars(self._app).get("dispatch_request") is not self._dispatch_request:
+        if not self._is_outermost():
             self._wrap_dispatch()
 
         slot = current_slot()
@@ -160,10 +162,13 @@ class Dispatch:
             self._advance(slot, None)
         return response
 
+    def _is_outermost(self) -> bool:
+        return vars(self._app).get("dispatch_request", _NOTHING) is self._dispatch_request
+
     def _wrap_dispatch(self) -> None:
         """Be outermost around ``dispatch_request()``, also when another extension has wrapped it since."""
         with self._lock:
-            if vars(self._app).get("dispatch_request") is self._dispatch_request:
+            if self._is_outermost():
                 return  # another thread was faster
             original = bound_late(self._app, "dispatch_request")
 

