@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from sqlalchemy import Engine
-from sqlalchemy.ext.asyncio import AsyncEngine, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from flask_uow._core.session import SessionSource
@@ -43,9 +42,7 @@ def session_source(sessions: Any) -> SessionSource:
         maker = sessionmaker(sessions, expire_on_commit=False, close_resets_only=False)
         return SessionSource(maker, _close, maker)
 
-    if isinstance(sessions, (AsyncEngine, async_sessionmaker, async_scoped_session)) or inspect.iscoroutinefunction(
-        sessions
-    ):
+    if _is_asynchronous(sessions):
         raise ConfigurationError(
             "sessions",
             f"is {sessions!r}; asynchronous sessions are not available in this version of flask_uow: {_ALLOWED}.",
@@ -60,6 +57,12 @@ def session_source(sessions: Any) -> SessionSource:
         raise ConfigurationError("sessions", f"is {sessions!r}, which cannot be called without arguments: {_ALLOWED}.")
 
     return SessionSource(cast(Callable[[], Session], sessions), _close)
+
+
+def _is_asynchronous(sessions: object) -> bool:
+    # By name: importing sqlalchemy.ext.asyncio needs greenlet, which SQLAlchemy 2.1 does not install by itself.
+    modules = {cls.__module__.rpartition(".")[0] for cls in type(sessions).__mro__}
+    return "sqlalchemy.ext.asyncio" in modules or inspect.iscoroutinefunction(sessions)
 
 
 def _close(session: Session) -> None:

@@ -169,7 +169,7 @@ class HookError(ExceptionGroup[Exception], UnitOfWorkError):
 
     committed: bool
 
-    def __new__(cls, message: str, exceptions: Sequence[Exception], committed: bool = True) -> Self:  # noqa: FBT001, FBT002 - pickling passes by position
+    def __new__(cls, message: str, exceptions: Sequence[Exception], committed: bool = True) -> Self:  # noqa: D102, FBT001, FBT002 - pickling passes by position
         self = super().__new__(cls, message, exceptions)
         self.committed = committed
         return self

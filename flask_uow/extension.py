@@ -122,8 +122,8 @@ class UnitOfWork:
         if app._got_first_request:
             raise ConfigurationError(
                 "init_app()",
-                f"was called after {app.name!r} had handled its first request, which nobody looked after. Call it where "
-                "the app is made.",
+                f"was called after {app.name!r} had handled its first request, which nobody looked after. Call it "
+                "where the app is made.",
             )
         settings = from_config(app.config, self._name, self._settings)
 
@@ -166,7 +166,7 @@ class UnitOfWork:
         return Block(self._home, checked, f"the block {checked.name!r}" if checked.name else "a transaction() block")
 
     def savepoint(self) -> Block:
-        """Return a context manager that runs its block in a savepoint of the active transaction, and yields the session.
+        """Return a context manager that runs its block in a savepoint, and yields the session.
 
         What the block raises rolls back to its start, and the transaction can go on.
 

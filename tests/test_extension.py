@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -138,6 +140,15 @@ def test_name_that_is_none(engine: Engine, name: Any) -> None:
     """A name must be able to be part of a configuration key."""
     with pytest.raises(ConfigurationError, match=r"name is .*; it must be a string of letters"):
         UnitOfWork(engine, name=name)
+
+
+def test_import_needs_no_extras() -> None:
+    """The package is imported with its three dependencies alone: SQLAlchemy 2.1 does not bring greenlet."""
+    script = "import sys; sys.modules['greenlet'] = None; import flask_uow; print(flask_uow.__all__[0])"
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout) == (0, "ConfigurationError\n"), done.stderr
 
 
 # Without Flask

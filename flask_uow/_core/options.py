@@ -148,8 +148,8 @@ def check_options(given: Mapping[str, Any], *, decorator: bool) -> Options:
         modes = ", ".join(f"Propagation.{mode.name}" for mode in AVAILABLE)
         raise ConfigurationError(
             "propagation",
-            f"is Propagation.{options.propagation.name}, which is not available in this version of flask_uow; it can be "
-            f"{modes}.",
+            f"is Propagation.{options.propagation.name}, which is not available in this version of flask_uow; it "
+            f"can be {modes}.",
         )
 
     for cls in options.rollback_for:

@@ -88,7 +88,10 @@ class Scope:
         return self._watched.session
 
     def current(self) -> Transaction | None:
-        """Return the innermost transaction; the planned one comes into being here, but not for hooks, which are outside."""
+        """Return the innermost transaction; the planned one comes into being here.
+
+        But not while hooks run: they are outside it, and a block of theirs is a transaction of its own.
+        """
         if not self._stack and self._plan is not None and self._draining is None:
             plan = self._plan
             self._planned = Transaction(plan.options, plan.label, by_block=plan.by_block)

@@ -1,0 +1,163 @@
+"""Every code block of README and docs runs, and says what the code says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import warnings
+from pathlib import Path
+
+import pytest
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+import flask_uow
+from flask_uow import errors, signals
+from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Completed, Removed, Started
+from flask_uow._core.options import Options
+from flask_uow._core.propagation import _WHEN_ACTIVE, _WHEN_NONE
+from flask_uow.settings import _RULES, _TO_COME
+from flask_uow.signals import _ARGUMENTS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+WITHOUT_PYTHON = {
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/explanation/architecture.md",
+    "docs/explanation/life-of-a-request.md",
+    "docs/index.md",
+    "docs/reference/errors.md",
+    "docs/reference/names.md",
+    "docs/reference/signals.md",
+}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [text for language, text in FENCE.findall(page.read_text()) if language in languages]
+
+
+def rows(page: str) -> list[list[str]]:
+    """The rows of all tables of a page, without their heads."""
+    lines = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def first_cells(page: str) -> set[str]:
+    return {name for row in rows(page) for name in re.findall(r"`([^`]*)`", row[0])}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of a page runs from top to bottom, starting from nothing; a page without any is listed as such."""
+    monkeypatch.chdir(tmp_path)
+    document = Sybil(parsers=[PythonCodeBlockParser()]).parse(page)
+
+    document.namespace["__name__"] = "page"
+    examples = list(document.examples())
+    with warnings.catch_warnings():
+        # A page does not dispose of its engines, as no script does.
+        warnings.simplefilter("ignore", ResourceWarning)
+        for example in examples:
+            example.evaluate()
+        document.namespace.clear()
+
+    assert bool(examples) != (name_of(page) in WITHOUT_PYTHON)
+    assert len(blocks(page, "python")) <= len(examples)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_blocks_are_of_a_kind_that_is_checked(page: Path) -> None:
+    """A block is Python, a drawing, or a command that another test knows."""
+    languages = {language for language, _ in FENCE.findall(page.read_text())}
+
+    assert languages <= ({"python", "text", "sh"} if page.parent == ROOT else {"python", "text"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    """A relative link names a file that is there."""
+    targets = re.findall(r"\]\(((?!https?:|#)[^)#]+)", page.read_text())
+
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_first_program_of_the_readme_is_near() -> None:
+    """A whole program stands before line 40 of the README."""
+    head = "\n".join((ROOT / "README.md").read_text().splitlines()[:40])
+
+    assert "```python\n" in head
+    assert head.count("```") >= 2
+
+
+def test_commands_of_the_readme() -> None:
+    """Under "Try it" and "Run the tests" is one command each, and CI runs the second as it is printed."""
+    readme = (ROOT / "README.md").read_text()
+    commands = blocks(ROOT / "README.md", "sh")
+    lint = blocks(ROOT / "CONTRIBUTING.md", "sh")
+    headings = [section.splitlines()[0] for section in readme.split("\n## ") if "```sh" in section]
+
+    assert headings == ["Try it", "Run the tests"]
+    assert [command.count("\n") for command in commands] == [1, 1]
+    assert "docs/examples/bank" in shlex.split(commands[0])
+    ci = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert [line for line in ci if line.startswith(("python3 -m venv", "python3 -m pip", ".venv"))] == [
+        commands[1].strip(),
+        *lint[0].strip().split(" && "),
+    ]
+
+
+def test_table_of_propagation() -> None:
+    """The documented table of propagation is the code's own."""
+    documented = {
+        (row[0].strip("`"), row[1], row[2])
+        for row in rows("docs/reference/names.md")
+        if len(row) == 3 and row[0].strip("`").isupper()
+    }
+
+    assert documented == {(mode.name, _WHEN_ACTIVE[mode].value, _WHEN_NONE[mode].value) for mode in _WHEN_ACTIVE}
+
+
+def test_every_setting_is_documented() -> None:
+    """The table of settings has each setting, and the list below it each that is still to come."""
+    text = (ROOT / "docs/reference/settings.md").read_text()
+
+    assert first_cells("docs/reference/settings.md") == {f"UOW_{name.upper()}" for name in _RULES}
+    assert all(f"`UOW_{name.upper()}`" in text for name in _TO_COME)
+
+
+def test_every_option_is_documented() -> None:
+    """The table of options has each option."""
+    cells = first_cells("docs/reference/names.md")
+
+    assert set(Options.__dataclass_fields__) <= cells
+
+
+def test_every_error_is_documented() -> None:
+    """The table of errors has each error but the base."""
+    documented = {cell for cell in first_cells("docs/reference/errors.md") if cell in errors.__all__}
+
+    assert documented == set(errors.__all__) - {"UnitOfWorkError"}
+
+
+def test_every_signal_is_documented() -> None:
+    """The table of signals has each signal with its arguments."""
+    kinds = (Started, BeforeCommit, AfterCommit, AfterRollback, Completed, Removed)
+    table = {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[2])) for row in rows("docs/reference/signals.md")}
+
+    assert set(table) == set(signals.__all__) - {"Publisher"}
+    assert sorted(map(sorted, table.values())) == sorted(sorted(_ARGUMENTS[kind]) for kind in kinds)
+
+
+def test_every_public_name_is_documented() -> None:
+    """The reference mentions each public name."""
+    reference = "".join(page.read_text() for page in ROOT.glob("docs/reference/*.md"))
+
+    missing = {name for name in flask_uow.__all__ if f"`{name}" not in reference}
+
+    assert missing - set(errors.__all__) == {"errors", "signals"}
