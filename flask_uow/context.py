@@ -206,7 +206,7 @@ def on_leaving(app: Flask, closer: Closer) -> None:
 
     original_appcontext = bound_late(app, "do_teardown_appcontext")
     setattr(app, "do_teardown_appcontext", do_teardown_appcontext)  # noqa: B010 - mypy refuses assigning to a method
-    if not MERGED:
+    if not MERGED:  # pragma: no branch - as above
         original_request = bound_late(app, "do_teardown_request")
         setattr(app, "do_teardown_request", do_teardown_request)  # noqa: B010 - as above
 

@@ -285,14 +285,14 @@ class Dispatch:
 class _Settlement:
     """The end of one request's planned transactions, one UnitOfWork after the other."""
 
-    __slots__ = ("_committed", "_decide", "_error", "_failed", "_hook_error", "_slot")
+    __slots__ = ("_committed", "_decide", "_error", "_failure", "_hook_error", "_slot")
 
     def __init__(self, slot: Slot, decide: Callable[[Managed], Decision], error: BaseException | None) -> None:
         self._slot = slot
         self._decide = decide
         self._error = error
         self._committed: list[str] = []
-        self._failed: str | None = None
+        self._failure: tuple[str, BaseException] | None = None
         self._hook_error: HookError | None = None
 
     def end(self, managed: Managed, scope: Scope) -> None:
@@ -300,7 +300,7 @@ class _Settlement:
         then = managed.plan_in(self._slot.phase)
         try:
             decision = Decision.ROLLBACK
-            if self._failed is None and scope.needs_settling():
+            if self._failure is None and scope.needs_settling():
                 decision = self._decide(managed)
             if scope.settle(decision, self._error, then) and decision is Decision.COMMIT:
                 self._committed.append(managed.name)
@@ -308,19 +308,19 @@ class _Settlement:
             self._hook_error = self._hook_error or error
             self._committed.append(managed.name)
         except BaseException as error:  # noqa: BLE001 - raised by tell(), when the others are settled too
-            self._failed = self._failed or managed.name
+            self._failure = self._failure or (managed.name, error)
             self._error = error
             scope.settle(Decision.ROLLBACK, error, then)
 
     def tell(self) -> None:
         """Raise what has to be raised, now that all are settled."""
-        if self._failed is None:
-            if self._hook_error is not None:
-                raise self._hook_error
-        elif self._error is not None:
-            if self._committed and isinstance(self._error, Exception):
-                raise PartialCommitError(self._committed, self._failed) from self._error
-            raise self._error
+        if self._failure is not None:
+            name, error = self._failure
+            if self._committed and isinstance(error, Exception):
+                raise PartialCommitError(self._committed, name) from error
+            raise error
+        if self._hook_error is not None:
+            raise self._hook_error
 
 
 def _slot_or_none() -> Slot | None:

@@ -1288,3 +1288,28 @@ def test_locked_database_is_an_ordinary_failure(managed: Flask, uow: UnitOfWork,
         return str(uow.session.scalar(text("SELECT 42")))
 
     assert managed.test_client().get("/").text == "42"
+
+
+def test_wrapping_dispatch_again_wraps_it_once(managed: Flask) -> None:
+    """Of threads whose first requests find dispatch wrapped by somebody else, one wraps it again."""
+    ours = managed.dispatch_request
+
+    managed.extensions["uow"].dispatch._wrap_dispatch()
+
+    assert managed.dispatch_request is ours
+
+
+def test_failing_rollback_hook_at_teardown_is_logged(
+    app: Flask, uow: UnitOfWork, reports: UnitOfWork, log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A block that nobody left is rolled back at teardown; a hook of it that raises keeps no session from closing."""
+    app.testing = True
+
+    with app.app_context():
+        use = reports.session
+        uow.transaction().__enter__().add(Book(title="abandoned"))
+        uow.on_rollback(lambda _error: 1 / 0)
+
+    assert "ZeroDivisionError" in caplog.text
+    assert log.count("session_removed") == 2
+    assert not use.in_transaction()

@@ -6,8 +6,8 @@ import logging
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from typing import Protocol
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import ExceptionContext
@@ -60,6 +60,16 @@ _overseers: WeakKeyDictionary[Connection, Overseer] = WeakKeyDictionary()
 """Who oversees the session that a connection is used by, so that an error finds its transaction."""
 
 
+_listened_to: WeakSet[object] = WeakSet()
+
+
+def _listen_once(target: object, name: str, listener: Callable[..., None]) -> None:
+    # event.contains() would do, and costs ten times as much at each transaction.
+    if target not in _listened_to:
+        _listened_to.add(target)
+        event.listen(target, name, listener)
+
+
 class WatchedSession:
     """A user's session whose end is ours to decide.
 
@@ -97,9 +107,7 @@ class WatchedSession:
         )
         session.info[_KEY] = overseer
 
-        target: Any = session if source.factory is None else source.factory
-        if not event.contains(target, "after_begin", _after_begin):
-            event.listen(target, "after_begin", _after_begin)
+        _listen_once(session if source.factory is None else source.factory, "after_begin", _after_begin)
 
     def commit(self) -> None:
         """COMMIT, for real."""
@@ -147,9 +155,7 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
         return
 
     _overseers[connection] = overseer
-    engine = connection.engine
-    if not event.contains(engine, "handle_error", _handle_error):
-        event.listen(engine, "handle_error", _handle_error)
+    _listen_once(connection.engine, "handle_error", _handle_error)
 
     driver = connection.connection.driver_connection
     if isinstance(driver, sqlite3.Connection) and _begins_late(driver):
