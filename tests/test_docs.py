@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
@@ -52,6 +55,22 @@ def first_cells(page: str) -> set[str]:
     return {name for row in rows(page) for name in re.findall(r"`([^`]*)`", row[0])}
 
 
+@pytest.fixture
+def close_connections() -> Iterator[None]:
+    """Close what a page has opened: like a script, it does not dispose of its engines."""
+    opened: list[Any] = []
+
+    def remember(connection: Any, _record: object) -> None:
+        opened.append(connection)
+
+    event.listen(Pool, "connect", remember)
+    yield
+    event.remove(Pool, "connect", remember)
+    for connection in opened:
+        connection.close()
+
+
+@pytest.mark.usefixtures("close_connections")
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python of a page runs from top to bottom, starting from nothing; a page without any is listed as such."""
@@ -60,12 +79,8 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     document.namespace["__name__"] = "page"
     examples = list(document.examples())
-    with warnings.catch_warnings():
-        # A page does not dispose of its engines, as no script does.
-        warnings.simplefilter("ignore", ResourceWarning)
-        for example in examples:
-            example.evaluate()
-        document.namespace.clear()
+    for example in examples:
+        example.evaluate()
 
     assert bool(examples) != (name_of(page) in WITHOUT_PYTHON)
     assert len(blocks(page, "python")) <= len(examples)
