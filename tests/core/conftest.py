@@ -1,0 +1,147 @@
+"""What the tests of the core share: a database file, a model, a listener, and short ways to the core's objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Unpack
+
+import pytest
+from sqlalchemy import Engine, create_engine, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from flask_uow._core.block import Block, standalone_scope
+from flask_uow._core.events import Event, Notify
+from flask_uow._core.hooks import Hook, Moment
+from flask_uow._core.options import ManualCommit, TransactionOptions, check_options
+from flask_uow._core.policy import Judge, no_opinion
+from flask_uow._core.scope import HookErrors, Runtime, Scope
+from flask_uow._core.session import SessionSource
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Book(Base):
+    __tablename__ = "book"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str] = mapped_column(unique=True)
+    printed: Mapped[datetime | None]
+
+
+class Events(list[Event]):
+    """Listens to everything, and keeps it."""
+
+    def wants(self, kind: type[Event], /) -> bool:
+        return True
+
+    def __call__(self, event: Event, /) -> None:
+        self.append(event)
+
+    @property
+    def names(self) -> list[str]:
+        return [type(event).__name__ for event in self]
+
+
+class Reacting(Events):
+    """Also calls a function with each event, as a receiver of a signal would."""
+
+    def __init__(self, react: Callable[[Event], None]) -> None:
+        super().__init__()
+        self._react = react
+
+    def __call__(self, event: Event, /) -> None:
+        super().__call__(event)
+        self._react(event)
+
+
+class Deaf:
+    """Wants nothing, and is told nothing."""
+
+    def wants(self, kind: type[Event], /) -> bool:
+        return False
+
+    def __call__(self, event: Event, /) -> None:
+        raise AssertionError(event)
+
+
+def give_back(session: Session) -> None:
+    session.close()
+
+
+def source_of(engine: Engine) -> SessionSource:
+    factory = sessionmaker(engine)
+    return SessionSource(factory, give_back, factory)
+
+
+def make_runtime(
+    source: Engine | SessionSource,
+    notify: Notify | None = None,
+    *,
+    judge: Judge = no_opinion,
+    manual_commit: ManualCommit = "error",
+    hook_errors: HookErrors = "raise",
+) -> Runtime:
+    return Runtime(
+        source_of(source) if isinstance(source, Engine) else source,
+        Deaf() if notify is None else notify,
+        judge,
+        manual_commit,
+        lambda: hook_errors,
+    )
+
+
+def block(home: Runtime | Scope, label: str = "the block", **options: Unpack[TransactionOptions]) -> Block:
+    """A block in a scope, or, given a runtime, one that finds or makes its own."""
+    checked = check_options(options, decorator=False)
+    if isinstance(home, Scope):
+        return Block(lambda: (home.runtime, home), checked, label)
+    return Block(lambda: (home, standalone_scope(home)), checked, label)
+
+
+def on_commit(
+    scope: Scope, callback: Callable[..., object], *args: Any, key: Hashable = None, run_if_inactive: bool = False
+) -> None:
+    scope.add_hook(Hook(Moment.COMMIT, callback, args, {}, key), run_if_inactive=run_if_inactive)
+
+
+def on_rollback(
+    scope: Scope, callback: Callable[..., object], *args: Any, key: Hashable = None, run_if_inactive: bool = False
+) -> None:
+    scope.add_hook(Hook(Moment.ROLLBACK, callback, args, {}, key), run_if_inactive=run_if_inactive)
+
+
+def titles(engine: Engine) -> list[str]:
+    """What is stored, seen from another connection."""
+    with Session(engine) as session:
+        return list(session.scalars(select(Book.title).order_by(Book.title)))
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = create_engine(f"sqlite:///{tmp_path / 'books.db'}")
+    Base.metadata.create_all(engine)
+    yield engine
+    # No test may leave a connection behind.
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined] # a QueuePool counts
+    engine.dispose()
+
+
+@pytest.fixture
+def events() -> Events:
+    return Events()
+
+
+@pytest.fixture
+def runtime(engine: Engine, events: Events) -> Runtime:
+    return make_runtime(engine, events)
+
+
+@pytest.fixture
+def scope(runtime: Runtime) -> Iterator[Scope]:
+    scope = Scope(runtime)
+    yield scope
+    scope.close()

@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import logging
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text
+from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
+from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+from sqlalchemy.pool import NullPool
+
+from flask_uow._core.session import SessionSource, WatchedSession
+from flask_uow.errors import ConfigurationError
+from tests.core.conftest import Book, give_back, source_of, titles
+
+
+class Watcher:
+    """An overseer that keeps what it is told, and lets nothing through."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.errors: list[BaseException] = []
+
+    def commit_called(self) -> None:
+        self.calls.append("commit")
+
+    def rollback_called(self) -> None:
+        self.calls.append("rollback")
+
+    def close_called(self) -> None:
+        self.calls.append("close")
+
+    def reset_called(self) -> None:
+        self.calls.append("reset")
+
+    def begin_called(self, nested: bool = False) -> SessionTransaction:  # noqa: FBT002 - as in the protocol
+        self.calls.append(f"begin({nested})")
+        raise LookupError
+
+    def statement_failed(self, error: BaseException) -> None:
+        self.errors.append(error)
+
+
+@pytest.fixture
+def watcher() -> Watcher:
+    return Watcher()
+
+
+@pytest.mark.parametrize("method", ["commit", "rollback", "close", "reset"])
+def test_settling_is_handed_to_the_overseer(engine: Engine, watcher: Watcher, method: str) -> None:
+    """A method that settles asks the overseer, and does nothing by itself."""
+    watched = WatchedSession(source_of(engine), watcher)
+    watched.session.add(Book(title="Emma"))
+
+    getattr(watched.session, method)()
+
+    assert watcher.calls == [method]
+    assert watched.session.in_transaction()
+    watched.release()
+
+
+@pytest.mark.parametrize(("method", "call"), [("begin", "begin(False)"), ("begin_nested", "begin(True)")])
+def test_beginning_is_handed_to_the_overseer(engine: Engine, watcher: Watcher, method: str, call: str) -> None:
+    """Beginning asks the overseer too, savepoints included."""
+    watched = WatchedSession(source_of(engine), watcher)
+
+    with pytest.raises(LookupError):
+        getattr(watched.session, method)()
+
+    assert watcher.calls == [call]
+    watched.release()
+
+
+def test_doing_it_for_real(engine: Engine, watcher: Watcher) -> None:
+    """What the overseer decides is done by the session itself."""
+    watched = WatchedSession(source_of(engine), watcher)
+
+    watched.begin(nested=False)
+    watched.session.add(Book(title="Emma"))
+    watched.commit()
+    watched.session.add(Book(title="Persuasion"))
+    watched.rollback()
+    watched.session.add(Book(title="Sanditon"))
+    watched.close()
+    watched.session.add(Book(title="Lady Susan"))
+    watched.reset()
+    watched.release()
+
+    assert titles(engine) == ["Emma"]
+    assert watcher.calls == []
+
+
+@pytest.mark.parametrize("given", [None, "session", object()])
+def test_no_session(watcher: Watcher, given: object) -> None:
+    """A source that returns something else is refused, with what it returned."""
+    source = SessionSource(lambda: given, give_back)  # type: ignore[arg-type,return-value] # this is the point
+
+    with pytest.raises(ConfigurationError, match=r"^sessions returned .* instead of a sqlalchemy\.orm\.Session"):
+        WatchedSession(source, watcher)
+
+
+def test_a_session_of_somebody_else(engine: Engine, watcher: Watcher) -> None:
+    """A session that is in use elsewhere is refused, and stays as it was."""
+    session = Session(engine)
+    source = SessionSource(lambda: session, give_back)
+    first = WatchedSession(source, watcher)
+
+    with pytest.raises(ConfigurationError, match=r"^sessions returned a session that is in use by another scope"):
+        WatchedSession(source, Watcher())
+
+    session.commit()
+    assert watcher.calls == ["commit"]
+    first.release()
+
+
+def test_release_gives_the_session_back(engine: Engine, watcher: Watcher) -> None:
+    """A released session is closed, has its own methods again, and can be watched by another."""
+    session = Session(engine)
+    source = SessionSource(lambda: session, give_back)
+    watched = WatchedSession(source, watcher)
+    session.add(Book(title="Emma"))
+
+    watched.release()
+
+    assert not session.in_transaction()
+    session.add(Book(title="Persuasion"))
+    session.commit()
+    assert watcher.calls == []
+    assert titles(engine) == ["Persuasion"]
+    WatchedSession(source, watcher).release()
+
+
+def test_release_that_fails(engine: Engine, watcher: Watcher, caplog: pytest.LogCaptureFixture) -> None:
+    """A session that cannot be given back loses its connection, and nobody is disturbed."""
+
+    def refuse(_session: Session) -> None:
+        raise OSError("the registry is gone")
+
+    watched = WatchedSession(SessionSource(sessionmaker(engine), refuse), watcher)
+    watched.session.connection()
+    caplog.set_level(logging.DEBUG, "flask_uow")
+
+    watched.release()
+
+    assert not watched.session.in_transaction()
+    assert ["Closing a session failed" in message for message in caplog.messages] == [True]
+
+
+def test_rollback_that_fails(engine: Engine, watcher: Watcher, caplog: pytest.LogCaptureFixture) -> None:
+    """After a ROLLBACK that the database could not answer, the session works again on another connection."""
+    watched = WatchedSession(source_of(engine), watcher)
+    watched.session.add(Book(title="Emma"))
+    watched.session.flush()
+    driver = watched.session.connection().connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    driver.close()
+    caplog.set_level(logging.DEBUG, "flask_uow")
+
+    watched.rollback()
+
+    assert ["ROLLBACK failed" in message for message in caplog.messages] == [True]
+    assert watched.session.scalars(select(Book)).all() == []
+    watched.release()
+
+
+def test_errors_of_the_database_are_told(engine: Engine, watcher: Watcher) -> None:
+    """What the database refuses reaches the overseer of the session, with the error that the user sees."""
+    watched = WatchedSession(source_of(engine), watcher)
+    watched.session.add(Book(id=1, title="Emma"))
+    watched.session.flush()
+
+    with pytest.raises(IntegrityError) as caught:
+        watched.session.execute(insert(Book).values(title="Emma"))
+
+    assert watcher.errors == [caught.value]
+    watched.release()
+
+
+def test_errors_of_others_are_not_told(engine: Engine, watcher: Watcher) -> None:
+    """An error on another connection of the same engine is none of the session's."""
+    watched = WatchedSession(source_of(engine), watcher)
+    watched.session.connection()
+
+    with engine.connect() as other, pytest.raises(OperationalError, match="no such table"):
+        other.execute(text("SELECT * FROM nowhere"))
+
+    assert watcher.errors == []
+    watched.release()
+
+
+def test_errors_of_another_session_of_the_factory(engine: Engine, watcher: Watcher) -> None:
+    """A session of the same factory that nobody watches has its errors for itself."""
+    source = source_of(engine)
+    watched = WatchedSession(source, watcher)
+
+    with source.open() as other, pytest.raises(OperationalError, match="no such table"):
+        other.execute(text("SELECT * FROM nowhere"))
+
+    assert watcher.errors == []
+    watched.release()
+
+
+def test_errors_before_the_database_are_not_told(engine: Engine, watcher: Watcher) -> None:
+    """A statement that was never sent has not hurt the transaction."""
+    watched = WatchedSession(source_of(engine), watcher)
+
+    with pytest.raises(StatementError, match="DateTime type only accepts Python datetime"):
+        watched.session.execute(insert(Book).values(title="Emma", printed="yesterday"))
+
+    assert watcher.errors == []
+    watched.release()
+
+
+def test_errors_while_connecting_are_not_told(tmp_path: Path, watcher: Watcher) -> None:
+    """A connection that was never made belongs to no transaction."""
+    paths = iter([tmp_path / "books.db", tmp_path / "missing" / "books.db"])
+    engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(next(paths)), poolclass=NullPool)
+    watched = WatchedSession(source_of(engine), watcher)
+    watched.session.connection()
+    watched.rollback()
+
+    with pytest.raises(OperationalError, match="unable to open database file"):
+        watched.session.connection()
+
+    assert watcher.errors == []
+    watched.release()
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["sessionmaker", "function"])
+def test_listening_once(engine: Engine, watcher: Watcher, shared: bool) -> None:
+    """However many sessions there were, an error is told once."""
+    factory = sessionmaker(engine)
+    source = SessionSource(factory, give_back, factory if shared else None)
+    for _ in range(3):
+        earlier = WatchedSession(source, Watcher())
+        earlier.session.connection()
+        earlier.release()
+    watched = WatchedSession(source, watcher)
+
+    with pytest.raises(OperationalError, match="no such table"):
+        watched.session.execute(text("SELECT * FROM nowhere"))
+
+    assert len(watcher.errors) == 1
+    watched.release()
+
+
+def statements_of(engine: Engine) -> list[str]:
+    """What is sent to the database from now on."""
+    sent: list[str] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def _keep(_connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        sent.append(statement)
+
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("isolation_level", "begin"), [("", ["BEGIN"]), ("IMMEDIATE", ["BEGIN IMMEDIATE"]), (None, [])]
+)
+def test_sqlite_begins_at_once(tmp_path: Path, watcher: Watcher, isolation_level: Any, begin: list[str]) -> None:
+    """On SQLite a transaction begins before its first statement, unless the driver's autocommit was chosen."""
+    path = tmp_path / "books.db"
+    engine = create_engine(
+        "sqlite://", creator=lambda: sqlite3.connect(path, isolation_level=isolation_level), poolclass=NullPool
+    )
+    sent = statements_of(engine)
+    watched = WatchedSession(source_of(engine), watcher)
+
+    watched.session.execute(text("SELECT 1"))
+
+    assert sent == [*begin, "SELECT 1"]
+    watched.release()
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["sessionmaker", "function"])
+def test_factories_and_sessions_that_come_and_go(engine: Engine, shared: bool) -> None:
+    """A new factory or session is listened to, even where an old one was in memory."""
+    sent = statements_of(engine)
+    used = 100
+
+    for _ in range(used):
+        factory = sessionmaker(engine)
+        watched = WatchedSession(SessionSource(factory, give_back, factory if shared else None), Watcher())
+        watched.session.execute(text("SELECT 1"))
+        watched.release()
+
+    assert sent == ["BEGIN", "SELECT 1"] * used
+
+
+def test_sqlite_that_has_begun(engine: Engine, watcher: Watcher) -> None:
+    """A connection that is in a transaction already is left in it."""
+    sent = statements_of(engine)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN")
+        factory = sessionmaker(connection, join_transaction_mode="create_savepoint")
+        watched = WatchedSession(SessionSource(factory, give_back, factory), watcher)
+
+        watched.session.execute(text("SELECT 1"))
+
+        watched.release()
+    assert [statement for statement in sent if statement.startswith("BEGIN")] == ["BEGIN"]
+
+
+def test_savepoints_begin_nothing(engine: Engine, watcher: Watcher) -> None:
+    """A savepoint is opened in the transaction that is there."""
+    sent = statements_of(engine)
+    watched = WatchedSession(source_of(engine), watcher)
+
+    watched.begin(nested=True)
+    watched.session.execute(text("SELECT 1"))
+
+    assert [statement.split()[0] for statement in sent] == ["BEGIN", "SAVEPOINT", "SELECT"]
+    watched.release()
+
+
+def test_released_savepoint_goes_with_its_transaction(engine: Engine, watcher: Watcher) -> None:
+    """A savepoint that was released is lost when the transaction around it rolls back, on SQLite too."""
+    watched = WatchedSession(source_of(engine), watcher)
+    savepoint = watched.begin(nested=True)
+    watched.session.add(Book(title="Emma"))
+    savepoint.commit()
+
+    watched.rollback()
+
+    assert titles(engine) == []
+    watched.release()
+
+
+def test_sessions_that_nobody_watches(engine: Engine, watcher: Watcher) -> None:
+    """A session of the same factory that flask_uow has not opened behaves as ever."""
+    source = source_of(engine)
+    WatchedSession(source, watcher).release()
+
+    with source.open() as session, session.begin():
+        session.add(Book(title="Emma"))
+
+    assert titles(engine) == ["Emma"]
+    assert watcher.calls == []
