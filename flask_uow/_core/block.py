@@ -17,7 +17,7 @@ from flask_uow._core.scope import Runtime, Scope
 from flask_uow._core.transaction import Outcome, Transaction
 from flask_uow.errors import ConfigurationError, UnexpectedRollbackError
 
-__all__ = ["Block", "Home", "standalone_scope"]
+__all__ = ["Block", "Home", "innermost_standalone", "standalone_scope"]
 
 _NOWHERE: Mapping[tuple[Runtime, int], Scope] = {}
 
@@ -29,7 +29,9 @@ that is copied into another thread."""
 def standalone_scope(runtime: Runtime) -> Scope | None:
     """Return the scope of the ``transaction()`` block that surrounds us, where there is no other home."""
     scopes = _standalone.get()
-    return scopes.get((runtime, threading.get_ident())) if scopes else None
+    scope = scopes.get((runtime, threading.get_ident())) if scopes else None
+    # A context that was copied inside a block outlives the block, and must not bring its scope back to life.
+    return None if scope is None or scope.closed else scope
 
 
 Home = Callable[[], tuple[Runtime, Scope | None]]
@@ -78,7 +80,7 @@ class Block:
 
         if self._joined:
             self._transaction = self._scope.active(self._label)
-            self._transaction._blocks.append(self._label)
+            self._transaction._blocks.append((self._label, self._options))
         elif step is Step.NEST:
             self._transaction = self._scope.nest(self._options, self._label)
         else:
@@ -112,10 +114,7 @@ class Block:
         if self._joined:
             transaction._blocks.pop()
             if error is not None and decision is Decision.ROLLBACK:
-                transaction._doom_by(
-                    f"{self._label}, which had joined it, failed with {type(error).__name__}, and the error was caught",
-                    error,
-                )
+                transaction._doom_by(f"{self._label}, which had joined it, failed with {type(error).__name__}", error)
         elif transaction.outcome is None:
             self._scope.end(transaction, decision, error)
         elif error is None and transaction.outcome is not Outcome.COMMITTED:
@@ -127,4 +126,5 @@ class Block:
 def innermost_standalone() -> Scope | None:
     """Return the scope of the innermost such block of this thread, whichever UnitOfWork it belongs to."""
     thread = threading.get_ident()
-    return next((scope for (_, owner), scope in reversed(list(_standalone.get().items())) if owner == thread), None)
+    scopes = reversed(list(_standalone.get().items()))
+    return next((scope for (_, owner), scope in scopes if owner == thread and not scope.closed), None)

@@ -54,10 +54,30 @@ class Plan:
     """Whether a decorator asked for it, and not the app-wide policy alone: then nobody else may settle it."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Drain:
+    """Hooks that are running, and how deep the stack is around them."""
+
+    hooks: Hooks
+    moment: Moment
+    depth: int
+
+
 class Scope:
     """One context's session and its transactions, the innermost last."""
 
-    __slots__ = ("__weakref__", "_closed_by_hand", "_draining", "_plan", "_planned", "_runtime", "_stack", "_watched")
+    __slots__ = (
+        "__weakref__",
+        "_closed_by_hand",
+        "_draining",
+        "_plan",
+        "_planned",
+        "_runtime",
+        "_settling",
+        "_stack",
+        "_watched",
+        "closed",
+    )
 
     def __init__(self, runtime: Runtime, plan: Plan | None = None) -> None:
         self._runtime = runtime
@@ -65,8 +85,11 @@ class Scope:
         self._planned: Transaction | None = None
         self._stack: list[Transaction] = []
         self._watched: WatchedSession | None = None
-        self._draining: Hooks | None = None
+        self._draining: _Drain | None = None
+        self._settling = False
         self._closed_by_hand = False
+        self.closed = False
+        """Whether it has come to its end, and no session may be opened in it."""
 
     @property
     def runtime(self) -> Runtime:
@@ -115,8 +138,9 @@ class Scope:
         Raises:
             TransactionRequiredError: There is no transaction, and *run_if_inactive* is false.
         """
-        if not self._stack and self._draining is not None:
-            self._draining.add(hook)
+        drain = self._draining
+        if drain is not None and drain.moment is hook.moment and drain.depth == len(self._stack):
+            drain.hooks.add(hook)
         elif (transaction := self.current()) is not None:
             transaction._hooks.add(hook)
         elif run_if_inactive:
@@ -158,31 +182,49 @@ class Scope:
         """Decide whether the work of a block that raised *error* is kept."""
         return on_error(error, options, self._runtime.judge)
 
-    def end(self, transaction: Transaction, decision: Decision, error: BaseException | None = None) -> None:
+    def end(
+        self,
+        transaction: Transaction,
+        decision: Decision,
+        error: BaseException | None = None,
+        *,
+        by_hand: bool = False,
+    ) -> None:
         """End *transaction*, and what is still open inside it.
 
         Args:
             transaction: One that is on the stack.
             decision: Whether to keep its work.
             error: What its block raised, if it did.
+            by_hand: Whether its blocks are running still, and go on afterwards.
 
         Raises:
             UnexpectedRollbackError: It was to commit, and cannot.
             HookError: Hooks failed, and are to raise.
         """
+        self._notice(transaction)
+        if transaction._blocks and not by_hand:
+            transaction._doom_by(f"{transaction._blocks[-1][0]}, which had joined it, was never left", None)
+
+        if decision is Decision.ROLLBACK or transaction._rollback_only:
+            self._roll_back(transaction, error)
+        elif transaction._doom is not None:
+            raise self._unexpected(transaction, error)
+        elif transaction._savepoint is not None:
+            self._release_savepoint(transaction, transaction._savepoint)
+        else:
+            self._commit(transaction, error)
+
+    def _notice(self, transaction: Transaction) -> None:
+        """Doom a transaction that is not what its block believes it to be."""
         unfinished = self._stack[self._stack.index(transaction) + 1 :]
         if unfinished:
             transaction._doom_by(f"{unfinished[-1]._label} inside it was never left", None)
             self._abandon(unfinished)
 
-        if decision is Decision.ROLLBACK or transaction._rollback_only:
-            self._roll_back(transaction, error)
-        elif transaction._doom is not None:
-            raise self._unexpected(transaction)
-        elif transaction._savepoint is not None:
-            self._release_savepoint(transaction, transaction._savepoint)
-        else:
-            self._commit(transaction)
+        root = None if self._watched is None else self._watched.session.get_transaction()
+        if transaction._root is not None and transaction._root is not root:
+            transaction._doom_by("its session was rolled back or invalidated past flask_uow", None)
 
     def settle(self, decision: Decision, error: BaseException | None, then: Plan | None) -> bool:
         """End the planned transaction, if there is anything to end, and return whether there was.
@@ -213,6 +255,7 @@ class Scope:
                 self._abandon(self._stack[1:])
                 self._roll_back(self._stack[0], error)
         finally:
+            self.closed = True
             if self._watched is not None:
                 self._remove(self._watched)
 
@@ -223,7 +266,7 @@ class Scope:
     def _in_transaction(self) -> bool:
         return self._watched is not None and self._watched.session.in_transaction()
 
-    def _commit(self, transaction: Transaction) -> None:
+    def _commit(self, transaction: Transaction, leaving: BaseException | None) -> None:
         notify = self._runtime.notify
         watched = self._watched
         reached_database = False
@@ -231,12 +274,9 @@ class Scope:
         try:
             if watched is not None and watched.session.in_transaction():
                 self._start(transaction)
-                if notify.wants(BeforeCommit):
-                    watched.session.flush()
-                    notify(BeforeCommit(transaction, watched.session))
-                    if transaction._rollback_only or transaction._doom is not None:
-                        self.end(transaction, Decision.COMMIT)
-                        return
+                if notify.wants(BeforeCommit) and not self._may_commit(transaction, watched):
+                    self.end(transaction, Decision.COMMIT, leaving)
+                    return
                 watched.commit()
                 reached_database = True
         except BaseException as error:
@@ -253,11 +293,23 @@ class Scope:
         finally:
             self._complete(transaction, Outcome.COMMITTED, None)
         if failures:
-            self._tell(failures, committed=True)
+            self._tell(failures, committed=True, quietly=leaving is not None)
 
-    def _roll_back(self, transaction: Transaction, error: BaseException | None) -> None:
+    def _may_commit(self, transaction: Transaction, watched: WatchedSession) -> bool:
+        """Flush, ask the receivers of `BeforeCommit`, and return whether they have left the transaction fit."""
+        self._settling = True
+        try:
+            watched.session.flush()
+            self._runtime.notify(BeforeCommit(transaction, watched.session))
+        finally:
+            self._settling = False
+        return not transaction._rollback_only and transaction._doom is None
+
+    def _roll_back(self, transaction: Transaction, error: BaseException | None, *, others_follow: bool = False) -> None:
         savepoint = transaction._savepoint
         in_database = self._in_transaction()
+        if savepoint is None and in_database:
+            self._start(transaction)
 
         if savepoint is not None:
             self._roll_back_savepoint(transaction, savepoint)
@@ -274,20 +326,22 @@ class Scope:
             if savepoint is None:
                 self._complete(transaction, Outcome.ROLLED_BACK, error)
         if failures:
-            self._tell(failures, committed=False, error=error)
+            self._tell(failures, committed=False, quietly=error is not None or others_follow)
 
     def _fail(self, transaction: Transaction, error: BaseException) -> None:
         """Roll back a transaction whose end failed with *error*, and say it better where SQLAlchemy cannot know."""
         if isinstance(error, PendingRollbackError):
-            transaction._doom_by("a flush failed inside it, and the error was caught", error)
-            raise self._unexpected(transaction)
+            transaction._doom_by("a flush failed inside it", error)
+            raise self._unexpected(transaction, None)
         self._roll_back(transaction, error)
 
-    def _unexpected(self, transaction: Transaction) -> UnexpectedRollbackError:
+    def _unexpected(self, transaction: Transaction, leaving: BaseException | None) -> UnexpectedRollbackError:
         """Roll back a doomed transaction, and return what to raise."""
         doom = transaction._doom
         assert doom is not None
-        unexpected = UnexpectedRollbackError(f"The work of {transaction._label}", doom.reason)
+        caught = doom.error is not None and doom.error is not leaving
+        reason = f"{doom.reason}, and the error was caught" if caught else doom.reason
+        unexpected = UnexpectedRollbackError(f"The work of {transaction._label}", reason)
         unexpected.__cause__ = doom.error
         self._roll_back(transaction, unexpected)
         return unexpected
@@ -301,6 +355,7 @@ class Scope:
 
         self._stack.pop()
         transaction._released = True
+        transaction._savepoint = None
 
     def _roll_back_savepoint(self, transaction: Transaction, savepoint: SessionTransaction) -> None:
         try:
@@ -314,10 +369,12 @@ class Scope:
     def _leave_stack(self, transaction: Transaction, outcome: Outcome) -> None:
         del self._stack[self._stack.index(transaction) :]
         transaction._outcome = outcome
+        transaction._savepoint = transaction._root = None
 
-    def _abandon(self, transactions: list[Transaction]) -> None:
-        for transaction in reversed(transactions):
-            self._roll_back(transaction, None)
+    def _abandon(self, savepoints: list[Transaction]) -> None:
+        """Roll back savepoints that nobody left."""
+        for savepoint in reversed(savepoints):
+            self._roll_back(savepoint, None, others_follow=True)
 
     def _complete(self, transaction: Transaction, outcome: Outcome, error: BaseException | None) -> None:
         if transaction._started is not None and self._runtime.notify.wants(Completed):
@@ -333,15 +390,15 @@ class Scope:
         if not hooks:
             return []
 
-        outer, self._draining = self._draining, hooks
+        outer, self._draining = self._draining, _Drain(hooks, moment, len(self._stack))
         try:
             return hooks.run(moment, *args)
         finally:
             self._draining = outer
 
-    def _tell(self, failures: list[Failure], *, committed: bool, error: BaseException | None = None) -> None:
-        """Log or raise what hooks raised; an error that is on its way already is never replaced."""
-        if self._runtime.hook_errors() == "raise" and error is None:
+    def _tell(self, failures: list[Failure], *, committed: bool, quietly: bool) -> None:
+        """Log or raise what hooks raised; *quietly* where an error is on its way already, or others must end too."""
+        if self._runtime.hook_errors() == "raise" and not quietly:
             what = "after the COMMIT: the work is stored" if committed else "after the ROLLBACK: the work is undone"
             raise HookError(f"Hooks failed {what}", [failure.error for failure in failures], committed)
 
@@ -362,15 +419,20 @@ class Scope:
         if mode == "flush":
             self.session.flush()
         elif (transaction := self._by_hand()) is not None:
-            self._commit_by_hand(transaction)
+            try:
+                self.end(transaction, Decision.COMMIT, by_hand=True)
+            finally:
+                self._succeed(transaction)
 
     def rollback_called(self) -> None:
         """Roll back by hand, where that is allowed."""
         if self._manual_mode("rollback") == "flush":
             raise self._refused("rollback")
         if (transaction := self._by_hand()) is not None:
-            self._roll_back(transaction, None)
-            self._succeed(transaction)
+            try:
+                self._roll_back(transaction, None)
+            finally:
+                self._succeed(transaction)
 
     def close_called(self) -> None:
         """Close by hand, where that is allowed."""
@@ -388,19 +450,24 @@ class Scope:
         assert self._watched is not None
         return self._watched.begin(nested=nested)
 
+    def began(self, root: SessionTransaction) -> None:
+        """Remember what the outermost transaction's fate hangs on."""
+        if self._stack:
+            self._stack[0]._root = root
+
     def statement_failed(self, error: BaseException) -> None:
         """Doom the innermost transaction, unless the error is inside a savepoint of the user's own."""
         if self._stack and self._watched is not None:
             transaction = self._stack[-1]
             if self._watched.session.get_nested_transaction() is transaction._savepoint:
-                transaction._doom_by(
-                    f"the database refused a statement ({_brief(error)}), and the error was caught", error
-                )
+                transaction._doom_by(f"the database refused a statement ({_brief(error)})", error)
 
     def _in_block(self) -> bool:
-        """Whether a decorator or a with block owns the transaction, and not the app-wide policy alone."""
+        """Whether somebody else owns the transaction, and not the app-wide policy alone."""
+        if self._settling:
+            return True
         if not self._stack:
-            return self._plan is not None and self._plan.by_block
+            return self._plan is not None and self._plan.by_block and self._draining is None
         transaction = self._stack[-1]
         return transaction._by_block or bool(transaction._blocks)
 
@@ -410,16 +477,16 @@ class Scope:
             return "allow"
 
         transaction = self.active(method)
-        mode = transaction._options.manual_commit or self._runtime.manual_commit
-        if mode == "error" or (mode == "allow" and transaction.parent is not None):
+        innermost = transaction._blocks[-1][1] if transaction._blocks else transaction._options
+        mode = innermost.manual_commit or transaction._options.manual_commit or self._runtime.manual_commit
+        if self._settling or mode == "error" or (mode == "allow" and transaction.parent is not None):
             raise self._refused(method)
         return mode
 
     def _refused(self, method: str) -> ManualTransactionControlError:
         transaction = self.active(method)
-        return ManualTransactionControlError(
-            method, transaction._blocks[-1] if transaction._blocks else transaction._label
-        )
+        block = transaction._blocks[-1][0] if transaction._blocks else transaction._label
+        return ManualTransactionControlError(method, block)
 
     def _by_hand(self) -> Transaction | None:
         """Return the outermost transaction that a settling call is about, if the session has begun one."""
@@ -430,13 +497,9 @@ class Scope:
         self._start(self._stack[0])
         return self._stack[0]
 
-    def _commit_by_hand(self, transaction: Transaction) -> None:
-        self.end(transaction, Decision.COMMIT)
-        self._succeed(transaction)
-
     def _succeed(self, transaction: Transaction) -> None:
         """Let the blocks that are still running go on in a new transaction."""
-        if transaction._by_block or transaction._blocks:
+        if transaction._outcome is not None and (transaction._by_block or transaction._blocks):
             successor = Transaction(transaction._options, transaction._label, by_block=transaction._by_block)
             successor._blocks = transaction._blocks
             transaction._successor = successor

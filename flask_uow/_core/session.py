@@ -52,6 +52,9 @@ class Overseer(Protocol):
         """Stand in for ``session.begin()``."""
         ...
 
+    def began(self, root: SessionTransaction) -> None:
+        """Learn that the session has begun a transaction in the database."""
+
     def statement_failed(self, error: BaseException) -> None:
         """Learn that the database refused something."""
 
@@ -64,10 +67,10 @@ _listened_to: WeakSet[object] = WeakSet()
 
 
 def _listen_once(target: object, name: str, listener: Callable[..., None]) -> None:
-    # event.contains() would do, and costs ten times as much at each transaction.
+    # event.contains() goes by id(), and takes a new session at an old address for one that is listened to.
     if target not in _listened_to:
-        _listened_to.add(target)
         event.listen(target, name, listener)
+        _listened_to.add(target)
 
 
 class WatchedSession:
@@ -77,7 +80,7 @@ class WatchedSession:
     until `release` takes them away again.
     """
 
-    __slots__ = ("_source", "session")
+    __slots__ = ("_begun", "_overseer", "_source", "session")
 
     def __init__(self, source: SessionSource, overseer: Overseer) -> None:
         session = source.open()
@@ -97,6 +100,8 @@ class WatchedSession:
 
         self.session = session
         self._source = source
+        self._overseer = overseer
+        self._begun: SessionTransaction | None = None
 
         vars(session).update(
             commit=overseer.commit_called,
@@ -111,10 +116,12 @@ class WatchedSession:
 
     def commit(self) -> None:
         """COMMIT, for real."""
+        self._let_go()
         type(self.session).commit(self.session)
 
     def rollback(self) -> None:
         """ROLLBACK, for real, and leave a usable session whatever the database says to it."""
+        self._let_go()
         try:
             type(self.session).rollback(self.session)
         except Exception:
@@ -122,8 +129,19 @@ class WatchedSession:
             self.session.invalidate()
 
     def begin(self, *, nested: bool) -> SessionTransaction:
-        """Do what ``session.begin()`` does without us."""
-        return type(self.session).begin(self.session, nested=nested)
+        """Do what ``session.begin()`` does without us, but for the end of ``with session.begin():``, which is ours."""
+        begun = type(self.session).begin(self.session, nested=nested)
+        if not nested:
+            self._begun = begun
+            vars(begun).update(commit=self._overseer.commit_called, rollback=self._overseer.rollback_called)
+        return begun
+
+    def _let_go(self) -> None:
+        """Give what ``session.begin()`` returned its own methods back."""
+        if self._begun is not None:
+            vars(self._begun).pop("commit", None)
+            vars(self._begun).pop("rollback", None)
+            self._begun = None
 
     def close(self) -> None:
         """Do what ``session.close()`` does without us."""
@@ -135,6 +153,7 @@ class WatchedSession:
 
     def unwatch(self) -> None:
         """Give the session its own methods back."""
+        self._let_go()
         for name in ("commit", "rollback", "close", "reset", "begin"):
             vars(self.session).pop(name, None)
         self.session.info.pop(_KEY, None)
@@ -154,6 +173,7 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
     if overseer is None or transaction.nested:
         return
 
+    overseer.began(transaction)
     _overseers[connection] = overseer
     _listen_once(connection.engine, "handle_error", _handle_error)
 

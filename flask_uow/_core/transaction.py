@@ -61,6 +61,7 @@ class Transaction:
         "_outcome",
         "_released",
         "_rollback_only",
+        "_root",
         "_savepoint",
         "_started",
         "_successor",
@@ -78,16 +79,25 @@ class Transaction:
         self._by_block = by_block
         self._hooks: Hooks = parent._hooks if parent is not None else Hooks()
         self._mark = self._hooks.mark()
-        self._blocks: list[str] = []
+        self._blocks: list[tuple[str, Options]] = []
+        """The blocks that have joined it and are running, the innermost last."""
+
         self._doom: Doom | None = None
         self._rollback_only = False
         self._outcome: Outcome | None = None
         self._released = False
         self._savepoint: SessionTransaction | None = None
+        self._root: SessionTransaction | None = None
+        """The session's own transaction, since it began, so that an end that passed us by is noticed."""
+
         self._started: float | None = None
         self._successor: Transaction | None = None
         self._id: str | None = None
         self._info: dict[Any, Any] | None = None
+
+    def __bool__(self) -> bool:
+        """Be true, so that ``if current_transaction:`` asks whether there is one."""
+        return True
 
     def __repr__(self) -> str:
         return f"<Transaction {self.id} of {self._label}, {self.outcome or self.state}>"
@@ -100,7 +110,7 @@ class Transaction:
         return self._id
 
     @property
-    def name(self) -> str | None:
+    def name(self) -> str:
         """The option *name*, or what flask_uow calls the block, such as the name of the decorated function."""
         return self._options.name or self._label
 
@@ -143,7 +153,7 @@ class Transaction:
         ask for a rollback.
         """
         if self._blocks:
-            self._doom_by(f"{self._blocks[-1]} called set_rollback_only()", None)
+            self._doom_by(f"{self._blocks[-1][0]}, which had joined it, called set_rollback_only()", None)
         else:
             self._rollback_only = True
 

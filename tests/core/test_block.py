@@ -264,7 +264,9 @@ def test_set_rollback_only_by_a_joined_block(scope: Scope, engine: Engine) -> No
             session.add(Book(title="Emma"))
             scope.active("the test").set_rollback_only()
 
-    with pytest.raises(UnexpectedRollbackError, match=r"because audit\(\) called set_rollback_only\(\)") as caught:
+    with pytest.raises(
+        UnexpectedRollbackError, match=r"because audit\(\), which had joined it, called set_rollback_only\(\)"
+    ) as caught:
         work()
 
     assert caught.value.__cause__ is None

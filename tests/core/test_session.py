@@ -39,6 +39,9 @@ class Watcher:
         self.calls.append(f"begin({nested})")
         raise LookupError
 
+    def began(self, root: SessionTransaction) -> None:
+        self.calls.append("began")
+
     def statement_failed(self, error: BaseException) -> None:
         self.errors.append(error)
 
@@ -89,7 +92,7 @@ def test_doing_it_for_real(engine: Engine, watcher: Watcher) -> None:
     watched.release()
 
     assert titles(engine) == ["Emma"]
-    assert watcher.calls == []
+    assert watcher.calls == ["began"]
 
 
 @pytest.mark.parametrize("given", [None, "session", object()])
