@@ -20,7 +20,19 @@ from flask.globals import _cv_app
 from flask_uow._core.scope import Scope
 from flask_uow.errors import NoScopeError
 
-__all__ = ["Phase", "Slot", "bound_late", "current_app", "current_request", "current_slot", "on_leaving"]
+__all__ = [
+    "AFTER_VIEW",
+    "BEFORE_VIEW",
+    "VIEW",
+    "VIEW_ENTERED",
+    "Phase",
+    "Slot",
+    "bound_late",
+    "current_app",
+    "current_request",
+    "current_slot",
+    "on_leaving",
+]
 
 logger = logging.getLogger("flask_uow")
 
@@ -44,14 +56,24 @@ class Phase(Enum):
     AFTER_VIEW = "after_view"
 
 
+# Each access of a member through its class costs more than a dict, before Python 3.12.
+BEFORE_VIEW: Final = Phase.BEFORE_VIEW
+VIEW: Final = Phase.VIEW
+VIEW_ENTERED: Final = Phase.VIEW_ENTERED
+AFTER_VIEW: Final = Phase.AFTER_VIEW
+
+
 class Slot:
     """What belongs to one context."""
 
-    __slots__ = ("__weakref__", "phase", "scopes")
+    __slots__ = ("__weakref__", "phase", "plans", "scopes")
 
     def __init__(self) -> None:
         self.phase: Phase | None = None
         """None where no request is being dispatched."""
+
+        self.plans: dict[object, Any] = {}
+        """What is done with the request, by the object that manages it."""
 
         self.scopes: dict[object, Scope] = {}
         """By the object that manages them, in the order in which they came into use."""
@@ -89,8 +111,11 @@ def current_slot() -> Slot:
             "of its own: 'with app.app_context():', or flask.copy_current_request_context().",
         )
 
-    found = _find(context)
-    return _make(context) if found is None else found
+    place, key = _place(context)
+    slot: Slot | None = place.get(key)
+    if slot is None:
+        slot = place[key] = Slot()
+    return slot
 
 
 if MERGED:  # pragma: no cover - Flask 3.2; the same tests run on both lines, one line at a time
@@ -98,18 +123,11 @@ if MERGED:  # pragma: no cover - Flask 3.2; the same tests run on both lines, on
     def _is_pushed(context: Any) -> bool:
         return context._cv_token is not None
 
-    def _find(context: Any) -> Slot | None:
-        slot: Slot | None = vars(context).get(_SLOT)
-        return slot
+    def _place(context: Any) -> tuple[dict[Any, Any], Any]:
+        """Return the dict and the key under which the slot of the current context is kept."""
+        return vars(context), _SLOT
 
-    def _make(context: Any) -> Slot:
-        slot = vars(context)[_SLOT] = Slot()
-        return slot
-
-    def _forget(context: Any) -> None:
-        vars(context).pop(_SLOT, None)
-
-    def _request_is_its_own() -> bool:
+    def _request_is_alone() -> bool:
         return False
 
 else:
@@ -118,49 +136,33 @@ else:
     def _is_pushed(context: Any) -> bool:
         return bool(context._cv_tokens)
 
-    def _pairs(context: Any) -> dict[Any, Slot] | None:
-        """Return the slots of the current request by app context, or None if *context* is all there is to know.
+    def _place(context: Any) -> tuple[dict[Any, Any], Any]:
+        """Return the dict and the key under which the slot of the current context is kept.
 
-        That is so outside a request, and for an app context that the request pushed by itself: it has no other user,
-        and outlives the request context by its own teardown functions, which are to see the same session.
+        Outside a request it is in the app context. So it is for an app context that the request pushed by itself: it
+        has no other user, and outlives the request context by its own teardown functions, which are to see the same
+        session. For any other pair it is in the request context.
         """
         request = _cv_request.get(None)
-        if request is None or not request._cv_tokens:
-            return None
+        if request is None:
+            return vars(context), _SLOT
 
         attributes = vars(request)
-        if any(pushed is context for _, pushed in request._cv_tokens):
-            # Remembered, for stream_with_context() and the test client push the two again one by one.
-            attributes[_OWN] = context
-        if attributes.get(_OWN) is context:
-            return None
+        if attributes.get(_OWN) is context or not request._cv_tokens:
+            return vars(context), _SLOT
 
-        pairs: dict[Any, Slot] = attributes.setdefault(_PAIRS, {})
-        return pairs
+        for _, pushed in request._cv_tokens:
+            if pushed is context:
+                # Remembered, for stream_with_context() and the test client push the two again one by one.
+                attributes[_OWN] = context
+                return vars(context), _SLOT
 
-    def _find(context: Any) -> Slot | None:
-        pairs = _pairs(context)
-        return vars(context).get(_SLOT) if pairs is None else pairs.get(context)
+        return attributes.setdefault(_PAIRS, {}), context
 
-    def _make(context: Any) -> Slot:
-        slot = Slot()
-        pairs = _pairs(context)
-        if pairs is None:
-            vars(context)[_SLOT] = slot
-        else:
-            pairs[context] = slot
-        return slot
-
-    def _forget(context: Any) -> None:
-        pairs = _pairs(context)
-        if pairs is None:
-            vars(context).pop(_SLOT, None)
-        else:
-            pairs.pop(context, None)
-
-    def _request_is_its_own() -> bool:
+    def _request_is_alone() -> bool:
         """Whether the request that ends shares its app context, so that no app context ends with it."""
-        return _pairs(_cv_app.get()) is not None
+        context = _cv_app.get()
+        return _place(context)[1] is context
 
 
 Closer = Callable[[Slot | None, BaseException | None], None]
@@ -181,28 +183,28 @@ def on_leaving(app: Flask, closer: Closer) -> None:
     closers = app.extensions[_TEARDOWN] = [closer]
 
     def leave(arguments: tuple[Any, ...]) -> None:
-        context = _cv_app.get()
-        slot = _find(context)
+        place, key = _place(_cv_app.get())
+        slot = place.get(key)
         error = arguments[-1] if arguments and isinstance(arguments[-1], BaseException) else None
         for close in closers:
             try:
                 close(slot, error)
             except Exception:
                 logger.exception("Closing a session at teardown failed")
-        _forget(context)
+        place.pop(key, None)
 
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
         try:
-            original_appcontext(app, *args, **kwargs)
+            original_appcontext(*args, **kwargs)
         finally:
-            leave((*args, *kwargs.values()))
+            leave((*args, *kwargs.values()) if kwargs else args)
 
     def do_teardown_request(*args: Any, **kwargs: Any) -> None:
         try:
-            original_request(app, *args, **kwargs)
+            original_request(*args, **kwargs)
         finally:
-            if _request_is_its_own():
-                leave((*args, *kwargs.values()))
+            if _request_is_alone():
+                leave((*args, *kwargs.values()) if kwargs else args)
 
     original_appcontext = bound_late(app, "do_teardown_appcontext")
     setattr(app, "do_teardown_appcontext", do_teardown_appcontext)  # noqa: B010 - mypy refuses assigning to a method
@@ -212,12 +214,12 @@ def on_leaving(app: Flask, closer: Closer) -> None:
 
 
 def bound_late(app: Flask, name: str) -> Callable[..., Any]:
-    """Return a function of an app and arguments that calls the app's method as it is now, or will be in its class.
+    """Return a function that calls the app's method *name*, as it is before we put ours in its place.
 
-    What another extension has put on the instance is kept. What is in the class is looked up at each call, for
-    Flask 3.2 replaces methods of the class when a subclass has the signatures of Flask 3.1.
+    What another extension has put on the instance is kept. What is in the class is looked up at each call on Flask
+    3.2, which replaces methods of the class when a subclass is defined with the signatures of Flask 3.1.
     """
-    replaced = vars(app).get(name)
-    if replaced is not None:
-        return lambda _, *args, **kwargs: replaced(*args, **kwargs)
-    return lambda owner, *args, **kwargs: getattr(type(owner), name)(owner, *args, **kwargs)
+    if MERGED and name not in vars(app):  # pragma: no cover - as above
+        return lambda *args, **kwargs: getattr(type(app), name)(app, *args, **kwargs)
+    method: Callable[..., Any] = getattr(app, name)
+    return method

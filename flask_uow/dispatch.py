@@ -17,7 +17,18 @@ from werkzeug.exceptions import HTTPException, InternalServerError
 from flask_uow._core.policy import Decision, on_error, on_status
 from flask_uow._core.scope import HookErrors, Plan, Runtime, Scope
 from flask_uow._core.session import SessionSource
-from flask_uow.context import Phase, Slot, bound_late, current_request, current_slot, on_leaving
+from flask_uow.context import (
+    AFTER_VIEW,
+    BEFORE_VIEW,
+    VIEW,
+    VIEW_ENTERED,
+    Phase,
+    Slot,
+    bound_late,
+    current_request,
+    current_slot,
+    on_leaving,
+)
 from flask_uow.errors import HookError, NoScopeError, PartialCommitError
 from flask_uow.plans import Policy, RequestPlan, plan_request
 from flask_uow.settings import KNOWN_METHODS, Settings
@@ -29,7 +40,7 @@ logger = logging.getLogger("flask_uow")
 
 _NOTHING: Final = object()
 
-_IN_VIEW: Final = (Phase.VIEW, Phase.VIEW_ENTERED)
+_IN_VIEW: Final = (VIEW, VIEW_ENTERED)
 
 
 class Managed:
@@ -56,54 +67,57 @@ class Managed:
         slot = current_slot()
         scope = slot.scopes.get(self)
         if scope is None:
-            scope = slot.scopes[self] = Scope(self.runtime, self.plan_in(slot.phase))
+            scope = slot.scopes[self] = Scope(self.runtime, self.plan_in(slot))
         return scope
 
-    def request_plan(self) -> RequestPlan:
-        """Return what is done with the current request; found once for each endpoint and method."""
-        request = current_request()
-        key = request.endpoint, request.method
-        plan = self._plans.get(key)
+    def request_plan(self, slot: Slot) -> RequestPlan:
+        """Return what is done with the request of *slot*; found once for each endpoint and method."""
+        plan: RequestPlan | None = slot.plans.get(self)
         if plan is None:
-            plan = plan_request(self._app, request, self._owner, self.name, self.settings)
-            # A client can invent methods without end, and endpoints not.
-            if request.method in KNOWN_METHODS and request.endpoint is not None:
-                self._plans[key] = plan
+            request = current_request()
+            key = request.endpoint, request.method
+            plan = self._plans.get(key)
+            if plan is None:
+                plan = plan_request(self._app, request, self._owner, self.name, self.settings)
+                # A client can invent methods without end, and endpoints not.
+                if request.method in KNOWN_METHODS and request.endpoint is not None:
+                    self._plans[key] = plan
+            slot.plans[self] = plan
         return plan
 
-    def plan_in(self, phase: Phase | None) -> Plan | None:
+    def plan_in(self, slot: Slot) -> Plan | None:
         """Return the transaction that is there without a block, as far as the request has come."""
-        if phase is None:
+        if slot.phase is None:
             return None
-        plan = self.request_plan()
-        return plan.rest if phase is Phase.AFTER_VIEW else plan.view
+        plan = self.request_plan(slot)
+        return plan.rest if slot.phase is AFTER_VIEW else plan.view
 
     def enter_view(self, policy: Policy) -> bool:
         """Whether the decorator with *policy* is the current request's own, and starts now. Dispatch ends it."""
         slot = current_slot()
-        if slot.phase is not Phase.VIEW or self.request_plan().policy is not policy:
+        if slot.phase is not VIEW or self.request_plan(slot).policy is not policy:
             return False
-        slot.phase = Phase.VIEW_ENTERED
+        slot.phase = VIEW_ENTERED
         return True
 
     def view_failed(self, error: BaseException) -> None:
         """End the view's transaction at once, for what is outside its decorator may swallow *error*."""
         slot = current_slot()
-        slot.phase = Phase.AFTER_VIEW
+        slot.phase = AFTER_VIEW
         scope = slot.scopes.get(self)
         if scope is not None:
-            scope.settle(self.on_error(error), error, self.request_plan().rest)
+            scope.settle(self.on_error(slot, error), error, self.request_plan(slot).rest)
 
-    def on_response(self, response: Any) -> Decision:
+    def on_response(self, slot: Slot, response: Any) -> Decision:
         """Decide by a response."""
-        commit_if = self.request_plan().commit_if
+        commit_if = self.request_plan(slot).commit_if
         if commit_if is None:
             return on_status(response.status_code)
         return Decision.COMMIT if commit_if(response) else Decision.ROLLBACK
 
-    def on_error(self, error: BaseException) -> Decision:
+    def on_error(self, slot: Slot, error: BaseException) -> Decision:
         """Decide by what a view raised."""
-        plan = self.request_plan().view
+        plan = self.request_plan(slot).view
         return Decision.ROLLBACK if plan is None else on_error(error, plan.options, self._judge)
 
     def _judge(self, error: BaseException) -> Decision | None:
@@ -112,7 +126,9 @@ class Managed:
             return None
         slot = _slot_or_none()
         response = error.get_response()
-        return on_status(response.status_code) if slot is None or slot.phase is None else self.on_response(response)
+        if slot is None or slot.phase is None:
+            return on_status(response.status_code)
+        return self.on_response(slot, response)
 
     def _synchronise(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return self._app.ensure_sync(function)
@@ -146,9 +162,9 @@ class Dispatch:
             self._wrap_dispatch()
 
         slot = current_slot()
-        self._advance(slot, Phase.BEFORE_VIEW)
+        self._advance(slot, BEFORE_VIEW)
         try:
-            response: Response = self._full_dispatch(self._app, *args, **kwargs)
+            response: Response = self._full_dispatch(*args, **kwargs)
             if slot.scopes:
                 try:
                     self._settle_rest(slot, response)
@@ -181,41 +197,41 @@ class Dispatch:
     def _dispatch(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         slot = current_slot()
         if slot.phase in _IN_VIEW:
-            return original(self._app, *args, **kwargs)
+            return original(*args, **kwargs)
 
         called_by_hand = slot.phase is None
-        self._advance(slot, Phase.VIEW)
+        self._advance(slot, VIEW)
         try:
-            value = original(self._app, *args, **kwargs)
-            if any(scope.needs_settling() for scope in slot.scopes.values()):
+            value = original(*args, **kwargs)
+            if slot.scopes and any(scope.needs_settling() for scope in slot.scopes.values()):
                 value = self._settle_view(slot, value)
         except BaseException as error:
             self._settle_error(slot, error)
             raise
         finally:
-            self._advance(slot, None if called_by_hand else Phase.AFTER_VIEW)
+            self._advance(slot, None if called_by_hand else AFTER_VIEW)
         return value
 
     def handle_user_exception(self, *args: Any) -> Any:
         """Undo the work of a ``before_request`` function that raised, before its error handler runs."""
         error: BaseException = args[-1]
         slot = _slot_or_none()
-        if slot is not None and slot.phase is Phase.BEFORE_VIEW:
+        if slot is not None and slot.phase is BEFORE_VIEW:
             try:
                 self._settle_error(slot, error)
             except Exception as worse:  # noqa: BLE001 - handed to the error handlers in its place
-                return self._user_exception(self._app, *args[:-1], worse)
-        return self._user_exception(self._app, *args)
+                return self._user_exception(*args[:-1], worse)
+        return self._user_exception(*args)
 
     def handle_exception(self, *args: Any) -> Response:
         """Let the handler of a 500 work in a clean session, and settle its work by its response."""
         slot = _slot_or_none()
         if slot is None:
-            return self._exception(self._app, *args)  # type: ignore[no-any-return]
+            return self._exception(*args)  # type: ignore[no-any-return]
 
-        self._advance(slot, Phase.AFTER_VIEW)
+        self._advance(slot, AFTER_VIEW)
         try:
-            response: Response = self._exception(self._app, *args)
+            response: Response = self._exception(*args)
             try:
                 self._settle_rest(slot, response)
             except HookError:
@@ -236,32 +252,33 @@ class Dispatch:
 
     def _advance(self, slot: Slot, phase: Phase | None) -> None:
         slot.phase = phase
-        for managed in self.managed.values() if slot.scopes else ():
-            scope = slot.scopes.get(managed)
-            if scope is not None:
-                scope.replan(managed.plan_in(phase))
+        if slot.scopes:
+            for managed in self.managed.values():
+                scope = slot.scopes.get(managed)
+                if scope is not None:
+                    scope.replan(managed.plan_in(slot))
 
     def _settle_view(self, slot: Slot, value: Any) -> Response:
         response = self._app.make_response(value)
-        slot.phase = Phase.AFTER_VIEW
+        slot.phase = AFTER_VIEW
         try:
-            self._settle(slot, lambda managed: managed.on_response(response), None)
+            self._settle(slot, lambda managed: managed.on_response(slot, response), None)
         except BaseException:
             response.close()
             raise
         return response
 
     def _settle_error(self, slot: Slot, error: BaseException) -> None:
-        slot.phase = Phase.AFTER_VIEW
-        self._settle(slot, lambda managed: managed.on_error(error), error)
+        slot.phase = AFTER_VIEW
+        self._settle(slot, lambda managed: managed.on_error(slot, error), error)
 
     def _settle_rest(self, slot: Slot, response: Response) -> None:
         """Settle what was done outside the view, which only the app-wide policy covers."""
 
         def decide(managed: Managed) -> Decision:
-            return Decision.ROLLBACK if managed.request_plan().rest is None else managed.on_response(response)
+            return Decision.ROLLBACK if managed.request_plan(slot).rest is None else managed.on_response(slot, response)
 
-        slot.phase = Phase.AFTER_VIEW
+        slot.phase = AFTER_VIEW
         self._settle(slot, decide, None)
 
     def _roll_back(self, slot: Slot, error: BaseException) -> None:
@@ -274,8 +291,10 @@ class Dispatch:
             PartialCommitError: One failed after another had committed.
             HookError: Hooks failed, and are to raise.
         """
+        if not slot.scopes:
+            return
         settlement = _Settlement(slot, decide, error)
-        for managed in self.managed.values() if slot.scopes else ():
+        for managed in self.managed.values():
             scope = slot.scopes.get(managed)
             if scope is not None:
                 settlement.end(managed, scope)
@@ -297,7 +316,7 @@ class _Settlement:
 
     def end(self, managed: Managed, scope: Scope) -> None:
         """End the transaction of *managed*; after a failure, by a rollback."""
-        then = managed.plan_in(self._slot.phase)
+        then = managed.plan_in(self._slot)
         try:
             decision = Decision.ROLLBACK
             if self._failure is None and scope.needs_settling():
@@ -332,7 +351,9 @@ def _slot_or_none() -> Slot | None:
 
 
 def _close(slot: Slot | None, error: BaseException | None) -> None:
-    for scope in reversed(slot.scopes.values()) if slot is not None else ():
+    if slot is None or not slot.scopes:
+        return
+    for scope in reversed(slot.scopes.values()):
         try:
             scope.close(error)
         except Exception:

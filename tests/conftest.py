@@ -244,6 +244,7 @@ def statements(engine: Engine) -> Iterator[list[str]]:
         sent.append(statement.split(maxsplit=1)[0])
 
     listeners: list[tuple[str, Callable[..., None]]] = [
+        ("begin", say("BEGIN")),
         ("commit", say("COMMIT")),
         ("rollback", say("ROLLBACK")),
         ("before_cursor_execute", say_statement),

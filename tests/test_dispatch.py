@@ -960,24 +960,28 @@ def test_subclass_that_overrides_dispatch(uow: UnitOfWork, engine: Engine, signa
     assert titles(engine) == ["Emma"]
 
 
-def test_class_patched_after_init_app_is_honoured(
-    uow: UnitOfWork, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Methods of the class are looked up when they are called: Flask itself, and agents, replace them late."""
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_patched_class_is_honoured(uow: UnitOfWork, engine: Engine, when: str) -> None:
+    """Agents replace methods of the class before there is an app; Flask 3.2 itself replaces them later as well."""
+    if when == "after" and not MERGED:
+        pytest.skip("this Flask leaves its classes alone")
 
     class Shop(Flask):
         pass
 
-    app = Shop("shop")
-    app.config["UOW_AUTO_COMMIT"] = True
-    uow.init_app(app)
     calls = []
 
     def patched(self: Flask, *args: Any) -> Any:
         calls.append("patched")
         return Flask.dispatch_request(self, *args)
 
-    Shop.dispatch_request = patched  # type: ignore[method-assign]
+    if when == "before":
+        Shop.dispatch_request = patched  # type: ignore[method-assign]
+    app = Shop("shop")
+    app.config["UOW_AUTO_COMMIT"] = True
+    uow.init_app(app)
+    if when == "after":
+        Shop.dispatch_request = patched  # type: ignore[method-assign]
 
     @app.post("/")
     def view() -> str:

@@ -179,7 +179,11 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
 
     driver = connection.connection.driver_connection
     if isinstance(driver, sqlite3.Connection) and _begins_late(driver):
-        connection.exec_driver_sql(f"BEGIN {driver.isolation_level}".strip())
+        if driver.isolation_level:
+            connection.exec_driver_sql(f"BEGIN {driver.isolation_level}")
+        else:
+            # A deferred BEGIN takes no lock and cannot fail, and SQLAlchemy has told of it already.
+            driver.execute("BEGIN")
 
 
 def _begins_late(driver: sqlite3.Connection) -> bool:

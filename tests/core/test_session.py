@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text
+from sqlalchemy import Engine, create_engine, event, insert, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 from sqlalchemy.pool import NullPool
@@ -250,13 +250,18 @@ def test_listening_once(engine: Engine, watcher: Watcher, shared: bool) -> None:
 
 
 def statements_of(engine: Engine) -> list[str]:
-    """What is sent to the database from now on."""
+    """What SQLite itself gets from now on, but for the ends of transactions."""
     sent: list[str] = []
 
-    @event.listens_for(engine, "before_cursor_execute")
-    def _keep(_connection: Connection, _cursor: object, statement: str, *_: object) -> None:
-        sent.append(statement)
+    def keep(statement: str) -> None:
+        if statement.split(maxsplit=1)[0] not in {"COMMIT", "PRAGMA", "ROLLBACK"}:
+            sent.append(statement.strip())
 
+    @event.listens_for(engine, "connect")
+    def _trace(connection: sqlite3.Connection, _record: object) -> None:
+        connection.set_trace_callback(keep)
+
+    engine.dispose()
     return sent
 
 
