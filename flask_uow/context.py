@@ -127,9 +127,6 @@ if MERGED:  # pragma: no cover - Flask 3.2; the same tests run on both lines, on
         """Return the dict and the key under which the slot of the current context is kept."""
         return vars(context), _SLOT
 
-    def _request_is_alone() -> bool:
-        return False
-
 else:
     from flask.globals import _cv_request
 
@@ -158,11 +155,6 @@ else:
                 return vars(context), _SLOT
 
         return attributes.setdefault(_PAIRS, {}), context
-
-    def _request_is_alone() -> bool:
-        """Whether the request that ends shares its app context, so that no app context ends with it."""
-        context = _cv_app.get()
-        return _place(context)[1] is context
 
 
 Closer = Callable[[Slot | None, BaseException | None], None]
@@ -203,7 +195,8 @@ def on_leaving(app: Flask, closer: Closer) -> None:
         try:
             original_request(*args, **kwargs)
         finally:
-            if _request_is_alone():
+            pairs = vars(_cv_request.get()).get(_PAIRS)
+            if pairs and _cv_app.get() in pairs:
                 leave((*args, *kwargs.values()) if kwargs else args)
 
     original_appcontext = bound_late(app, "do_teardown_appcontext")

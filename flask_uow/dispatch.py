@@ -22,7 +22,6 @@ from flask_uow.context import (
     BEFORE_VIEW,
     VIEW,
     VIEW_ENTERED,
-    Phase,
     Slot,
     bound_late,
     current_request,
@@ -158,11 +157,13 @@ class Dispatch:
 
     def full_dispatch_request(self, *args: Any, **kwargs: Any) -> Response:
         """Handle a request, and settle at its end what is left."""
-        if not self._is_outermost():
+        if vars(self._app).get("dispatch_request") is not self._dispatch_request:
             self._wrap_dispatch()
 
         slot = current_slot()
-        self._advance(slot, BEFORE_VIEW)
+        slot.phase = BEFORE_VIEW
+        if slot.scopes:
+            self._replan(slot)
         try:
             response: Response = self._full_dispatch(*args, **kwargs)
             if slot.scopes:
@@ -175,42 +176,45 @@ class Dispatch:
             self._roll_back(slot, error)
             raise
         finally:
-            self._advance(slot, None)
+            slot.phase = None
+            if slot.scopes:
+                self._replan(slot)
         return response
-
-    def _is_outermost(self) -> bool:
-        return vars(self._app).get("dispatch_request", _NOTHING) is self._dispatch_request
 
     def _wrap_dispatch(self) -> None:
         """Be outermost around ``dispatch_request()``, also when another extension has wrapped it since."""
         with self._lock:
-            if self._is_outermost():
+            if vars(self._app).get("dispatch_request", _NOTHING) is self._dispatch_request:
                 return  # another thread was faster
-            original = bound_late(self._app, "dispatch_request")
-
-            def dispatch_request(*args: Any, **kwargs: Any) -> Any:
-                return self._dispatch(original, args, kwargs)
-
+            dispatch_request = self._around(bound_late(self._app, "dispatch_request"))
             self._dispatch_request = dispatch_request
             setattr(self._app, "dispatch_request", dispatch_request)  # noqa: B010 - mypy refuses assigning to a method
 
-    def _dispatch(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        slot = current_slot()
-        if slot.phase in _IN_VIEW:
-            return original(*args, **kwargs)
+    def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def dispatch_request(*args: Any, **kwargs: Any) -> Any:
+            slot = current_slot()
+            before = slot.phase
+            if before in _IN_VIEW:
+                return original(*args, **kwargs)
 
-        called_by_hand = slot.phase is None
-        self._advance(slot, VIEW)
-        try:
-            value = original(*args, **kwargs)
-            if slot.scopes and any(scope.needs_settling() for scope in slot.scopes.values()):
-                value = self._settle_view(slot, value)
-        except BaseException as error:
-            self._settle_error(slot, error)
-            raise
-        finally:
-            self._advance(slot, None if called_by_hand else AFTER_VIEW)
-        return value
+            slot.phase = VIEW
+            if slot.scopes:
+                self._replan(slot)
+            try:
+                value = original(*args, **kwargs)
+                if slot.scopes and any(scope.needs_settling() for scope in slot.scopes.values()):
+                    value = self._settle_view(slot, value)
+            except BaseException as error:
+                self._settle_error(slot, error)
+                raise
+            finally:
+                # Where nobody has come by full_dispatch_request(), dispatch was called by hand.
+                slot.phase = None if before is None else AFTER_VIEW
+                if slot.scopes:
+                    self._replan(slot)
+            return value
+
+        return dispatch_request
 
     def handle_user_exception(self, *args: Any) -> Any:
         """Undo the work of a ``before_request`` function that raised, before its error handler runs."""
@@ -229,7 +233,8 @@ class Dispatch:
         if slot is None:
             return self._exception(*args)  # type: ignore[no-any-return]
 
-        self._advance(slot, AFTER_VIEW)
+        slot.phase = AFTER_VIEW
+        self._replan(slot)
         try:
             response: Response = self._exception(*args)
             try:
@@ -245,18 +250,18 @@ class Dispatch:
             self._roll_back(slot, error)
             raise
         finally:
-            self._advance(slot, None)
+            slot.phase = None
+            self._replan(slot)
         return response
 
     # Settling
 
-    def _advance(self, slot: Slot, phase: Phase | None) -> None:
-        slot.phase = phase
-        if slot.scopes:
-            for managed in self.managed.values():
-                scope = slot.scopes.get(managed)
-                if scope is not None:
-                    scope.replan(managed.plan_in(slot))
+    def _replan(self, slot: Slot) -> None:
+        """Let the scopes know how far the request has come."""
+        for managed in self.managed.values():
+            scope = slot.scopes.get(managed)
+            if scope is not None:
+                scope.replan(managed.plan_in(slot))
 
     def _settle_view(self, slot: Slot, value: Any) -> Response:
         response = self._app.make_response(value)

@@ -134,6 +134,29 @@ def test_app_context_inside_a_view_is_not_the_requests(app: Flask, uow: UnitOfWo
     assert len(removed(log)) == 2
 
 
+def test_request_keeps_its_session_although_an_app_context_was_inside(app: Flask, uow: UnitOfWork, log: Log) -> None:
+    """After an app_context() in a view, every teardown function of the request still sees the request's session."""
+    sessions = []
+
+    @app.get("/")
+    def view() -> str:
+        sessions.append(use(uow))
+        with app.app_context():
+            use(uow)
+        return ""
+
+    @app.teardown_appcontext
+    def look(_error: BaseException | None) -> None:
+        sessions.append(uow.session)
+
+    app.test_client().get("/")
+
+    inner = removed(log)[0]
+    assert sessions[:2] == [sessions[0], inner]
+    assert sessions[2] is sessions[0]
+    assert removed(log) == [inner, sessions[0]]
+
+
 @pytest.mark.parametrize("where", ["thread", "here"])
 def test_copied_request_context_has_its_own(app: Flask, uow: UnitOfWork, log: Log, where: str) -> None:
     """copy_current_request_context() gives its function a session of its own, in a thread and without one."""

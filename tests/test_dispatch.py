@@ -14,7 +14,7 @@ from flask.views import MethodView
 from sqlalchemy import Engine, insert, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import sessionmaker
-from werkzeug.exceptions import NotFound
+from werkzeug.exceptions import HTTPException, NotFound
 
 from flask_uow import HookError, PartialCommitError, UnexpectedRollbackError, UnitOfWork, current_transaction
 from flask_uow.context import MERGED
@@ -712,6 +712,20 @@ def test_abort_through_a_joined_block_is_judged_by_the_response(
 
     assert response.status_code == 302
     assert titles(engine) == ["Emma"]
+
+
+@pytest.mark.parametrize(("status", "kept"), [(302, ["Emma"]), (404, [])])
+def test_abort_outside_a_request_is_judged_alike(
+    app: Flask, uow: UnitOfWork, engine: Engine, status: int, kept: list[str]
+) -> None:
+    """In a block outside dispatch, too, an HTTPException is judged by the status of its response."""
+    uow.init_app(app)
+
+    with app.app_context(), pytest.raises(HTTPException), uow.transaction():
+        add(uow)
+        abort(redirect("/", status) if status == 302 else status)
+
+    assert titles(engine) == kept
 
 
 def test_set_rollback_only_keeps_the_response(managed: Flask, uow: UnitOfWork, engine: Engine) -> None:
