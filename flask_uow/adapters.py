@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from flask_uow._core.session import SessionSource
-from flask_uow.context import current_app
+from flask_uow.context import current_app, current_slot
 from flask_uow.errors import ConfigurationError
 
 __all__ = ["Sessions", "session_source"]
 
-Sessions = sessionmaker[Any] | scoped_session[Any] | Engine | Callable[[], Session]
+
+class SessionExtension(Protocol):
+    """Another extension's object with a session for each context: Flask-SQLAlchemy, Flask-SQLAlchemy-Lite."""
+
+    @property
+    def session(self) -> Any:
+        """The session, or the registry of sessions."""
+
+
+Sessions = sessionmaker[Any] | scoped_session[Any] | Engine | Callable[[], Session] | SessionExtension
 
 _ALLOWED: Final = (
-    "give it a sessionmaker, a scoped_session, an Engine, or a function without arguments that returns a new Session"
+    "give it a sessionmaker, a scoped_session, an Engine, Flask-SQLAlchemy's db, or a function without arguments that "
+    "returns a new Session"
 )
 
 
@@ -27,7 +37,7 @@ def session_source(sessions: Any) -> SessionSource:
 
     Args:
         sessions: A ``sessionmaker``, any callable without arguments that returns a ``Session``, a ``scoped_session``,
-            or an ``Engine``.
+            an ``Engine``, or the object of Flask-SQLAlchemy or Flask-SQLAlchemy-Lite.
 
     Raises:
         ConfigurationError: It is none of these.
@@ -35,12 +45,18 @@ def session_source(sessions: Any) -> SessionSource:
     if isinstance(sessions, sessionmaker):
         return SessionSource(sessions, _close, sessions)
     if isinstance(sessions, scoped_session):
-        return SessionSource(sessions, _RemoveFrom(sessions))
+        return _of_registry(sessions)
     if isinstance(sessions, Engine):
         # Ours alone: use after close() is an error and not a second, forgotten transaction; and what a committed
         # view returned can be rendered without reading it again.
         maker = sessionmaker(sessions, expire_on_commit=False, close_resets_only=False)
         return SessionSource(maker, _close, maker)
+
+    if isinstance(registry := inspect.getattr_static(sessions, "session", None), scoped_session):
+        return _of_flask_sqlalchemy(registry)
+    if any(cls.__module__.startswith("flask_sqlalchemy_lite") for cls in type(sessions).__mro__):
+        # It keeps the session on g, and closes it with the app context.
+        return SessionSource(sessions.get_session, _close)
 
     if _is_asynchronous(sessions):
         raise ConfigurationError(
@@ -57,6 +73,24 @@ def session_source(sessions: Any) -> SessionSource:
         raise ConfigurationError("sessions", f"is {sessions!r}, which cannot be called without arguments: {_ALLOWED}.")
 
     return SessionSource(cast(Callable[[], Session], sessions), _close)
+
+
+def _of_registry(registry: scoped_session[Any]) -> SessionSource:
+    # The annotation promises a sessionmaker, and scoped_session() takes any callable.
+    factory: object = registry.session_factory
+    return SessionSource(registry, _RemoveFrom(registry), factory if isinstance(factory, sessionmaker) else None)
+
+
+def _of_flask_sqlalchemy(registry: scoped_session[Any]) -> SessionSource:
+    """Return the source that is Flask-SQLAlchemy's ``db.session``, with a session for each context as ours have it.
+
+    Its own scope is the id() of the app context. Another context can have that id later, and on Flask 3.1 a request
+    inside an ``app_context()`` has it too. A scope function of the user's own is left alone.
+    """
+    scopefunc = getattr(registry.registry, "scopefunc", None)
+    if getattr(scopefunc, "__module__", "").partition(".")[0] == "flask_sqlalchemy":
+        setattr(registry.registry, "scopefunc", current_slot)  # noqa: B010 - not every kind of registry has one
+    return _of_registry(registry)
 
 
 def _is_asynchronous(sessions: object) -> bool:

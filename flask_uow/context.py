@@ -87,8 +87,7 @@ def current_app() -> Flask | None:
 
 def current_request() -> Request:
     """Return the request of the current context, without a proxy."""
-    context: Any = (_cv_app if MERGED else _cv_request).get()
-    request: Request = context.request
+    request: Request = _request_context().request
     return request
 
 
@@ -127,6 +126,12 @@ if MERGED:  # pragma: no cover - Flask 3.2; the same tests run on both lines, on
         """Return the dict and the key under which the slot of the current context is kept."""
         return vars(context), _SLOT
 
+    def _request_context() -> Any:
+        return _cv_app.get()
+
+    def _request_has_a_pair() -> bool:
+        return False
+
 else:
     from flask.globals import _cv_request
 
@@ -155,6 +160,14 @@ else:
                 return vars(context), _SLOT
 
         return attributes.setdefault(_PAIRS, {}), context
+
+    def _request_context() -> Any:
+        return _cv_request.get()
+
+    def _request_has_a_pair() -> bool:
+        """Whether the request that ends shares its app context, so that no app context ends with it."""
+        pairs: dict[Any, Slot] = vars(_cv_request.get()).get(_PAIRS, {})
+        return _cv_app.get() in pairs
 
 
 Closer = Callable[[Slot | None, BaseException | None], None]
@@ -195,8 +208,7 @@ def on_leaving(app: Flask, closer: Closer) -> None:
         try:
             original_request(*args, **kwargs)
         finally:
-            pairs = vars(_cv_request.get()).get(_PAIRS)
-            if pairs and _cv_app.get() in pairs:
+            if _request_has_a_pair():
                 leave((*args, *kwargs.values()) if kwargs else args)
 
     original_appcontext = bound_late(app, "do_teardown_appcontext")

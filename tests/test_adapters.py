@@ -132,7 +132,7 @@ def test_sessions_of_an_engine_end_for_good(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("sessions", "message"),
     [
-        (None, r"^sessions is None: give it a sessionmaker, a scoped_session, an Engine, or a function"),
+        (None, r"^sessions is None: give it a sessionmaker, a scoped_session, an Engine, Flask-SQLAlchemy's db, or a"),
         ("sqlite://", r"^sessions is 'sqlite://': give it a sessionmaker"),
         (open_for, r"^sessions is <function open_for.*>, which cannot be called without arguments: give it a session"),
         (open_with, r"^sessions is <function open_with.*>, which cannot be called without arguments"),

@@ -1,0 +1,152 @@
+"""Flask-SQLAlchemy and Flask-SQLAlchemy-Lite as a source of sessions: one session for both, settled by us."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from flask_sqlalchemy_lite import SQLAlchemy as SQLAlchemyLite
+from sqlalchemy import Engine
+
+from flask_uow import NoScopeError, UnitOfWork, transactional
+from tests.conftest import Base, Book, Log, assert_nothing_checked_out, titles
+
+Database = SQLAlchemy | SQLAlchemyLite
+
+
+@pytest.fixture(params=["Flask-SQLAlchemy", "Flask-SQLAlchemy-Lite"])
+def db(request: pytest.FixtureRequest, app: Flask, tmp_path: Path) -> Iterator[Database]:
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    db: Database
+    if request.param == "Flask-SQLAlchemy":
+        app.config["SQLALCHEMY_DATABASE_URI"] = url
+        db = SQLAlchemy(model_class=Base)
+    else:
+        app.config["SQLALCHEMY_ENGINES"] = {"default": url}
+        db = SQLAlchemyLite()
+    db.init_app(app)
+    with app.app_context():
+        engine = db.engine
+        Base.metadata.create_all(engine)
+    yield db
+    assert_nothing_checked_out(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def uow(db: Database, app: Flask) -> UnitOfWork:
+    return UnitOfWork(db, app)
+
+
+def engine_of(app: Flask, db: Database) -> Engine:
+    with app.app_context():
+        return db.engine
+
+
+def session_of(db: Database) -> Any:
+    """The real session behind db.session."""
+    return db.session() if isinstance(db, SQLAlchemy) else db.session
+
+
+def test_session_is_the_same(app: Flask, db: Database, uow: UnitOfWork) -> None:
+    """db.session and uow.session are one session, whoever asks first."""
+    with app.app_context():
+        assert uow.session is session_of(db)
+    with app.app_context():
+        session = session_of(db)
+        assert uow.session is session
+
+
+def test_requests_are_settled(app: Flask, db: Database, uow: UnitOfWork, log: Log) -> None:
+    """A view that works with db.session is committed and rolled back by the policy, and torn down once."""
+
+    @app.post("/<int:status>")
+    @transactional
+    def view(status: int) -> tuple[str, int]:
+        assert uow.session is session_of(db)
+        db.session.add(Book(title=str(status)))
+        db.session.flush()
+        return "", status
+
+    client = app.test_client()
+    client.post("/201")
+    client.post("/422")
+
+    assert titles(engine_of(app, db)) == ["201"]
+    assert log == [
+        "transaction_started",
+        "before_commit",
+        "after_commit",
+        "transaction_completed",
+        "session_removed",
+        "transaction_started",
+        "after_rollback",
+        "transaction_completed",
+        "session_removed",
+    ]
+
+
+def test_work_through_db_alone_is_settled(app: Flask, db: Database) -> None:
+    """Under the app-wide policy a view needs to know db alone, as long as the UnitOfWork has seen the request."""
+    app.config["UOW_AUTO_COMMIT"] = True
+    uow = UnitOfWork(db, app)
+
+    @app.before_request
+    def prepare() -> None:
+        assert uow.session is not None
+
+    @app.post("/")
+    def view() -> str:
+        db.session.add(Book(title="Emma"))
+        return ""
+
+    app.test_client().post("/")
+
+    assert titles(engine_of(app, db)) == ["Emma"]
+
+
+def test_request_inside_an_app_context(app: Flask, db: Database, uow: UnitOfWork) -> None:
+    """The usual fixture, an app_context() around the client, does not mix the sessions up."""
+
+    @app.post("/")
+    @transactional
+    def view() -> str:
+        uow.session.add(Book(title="request"))
+        return ""
+
+    with app.app_context():
+        session_of(db).add(Book(title="fixture"))
+        session_of(db).commit()
+        status = app.test_client().post("/").status_code
+
+    assert status == 200
+    assert titles(engine_of(app, db)) == ["fixture", "request"]
+
+
+def test_outside_a_context(uow: UnitOfWork) -> None:
+    """Without an app context there is no session, as it is with db.session."""
+    with pytest.raises(RuntimeError):
+        _ = uow.session
+    with pytest.raises(RuntimeError), uow.transaction():
+        pass
+
+
+def test_scope_function_of_the_users_own(app: Flask) -> None:
+    """One that was given to Flask-SQLAlchemy is left in its place; its own is replaced."""
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+
+    def everywhere() -> str:
+        return "everywhere"
+
+    custom = SQLAlchemy(app, session_options={"scopefunc": everywhere})
+    UnitOfWork(custom, app)
+
+    assert custom.session.registry.scopefunc is everywhere
+    usual = SQLAlchemy()
+    UnitOfWork(usual, app, name="usual")
+    with pytest.raises(NoScopeError):
+        usual.session()
