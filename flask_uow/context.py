@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from enum import Enum
 from typing import Any, Final
 
@@ -23,14 +24,19 @@ from flask_uow.errors import NoScopeError
 __all__ = [
     "AFTER_VIEW",
     "BEFORE_VIEW",
+    "IN_USE",
+    "PHASE",
+    "REQUEST_CONTEXT",
     "VIEW",
     "VIEW_ENTERED",
+    "Attributes",
     "Phase",
     "Slot",
     "bound_late",
     "current_app",
     "current_request",
     "current_slot",
+    "enter_request",
     "on_leaving",
 ]
 
@@ -42,7 +48,13 @@ MERGED: Final = "request_ctx" not in vars(flask.globals)
 _SLOT: Final = "_flask_uow_slot"
 _PAIRS: Final = "_flask_uow_pairs"
 _OWN: Final = "_flask_uow_own_app_context"
+_DISPATCHED_IN: Final = "_flask_uow_dispatched_in"
 _TEARDOWN: Final = "_flask_uow_teardown"
+
+PHASE: Final = "_flask_uow_phase"
+"""The key of a request's phase in the attributes of its context."""
+
+IN_USE: Final = "_flask_uow_in_use"
 
 
 class Phase(Enum):
@@ -63,20 +75,27 @@ VIEW_ENTERED: Final = Phase.VIEW_ENTERED
 AFTER_VIEW: Final = Phase.AFTER_VIEW
 
 
+Attributes = dict[str, Any]
+"""The ``__dict__`` of a request context."""
+
+
 class Slot:
-    """What belongs to one context."""
+    """What belongs to one context; made when somebody asks for it."""
 
-    __slots__ = ("__weakref__", "phase", "plans", "scopes")
+    __slots__ = ("__weakref__", "_attributes", "plans", "scopes")
 
-    def __init__(self) -> None:
-        self.phase: Phase | None = None
-        """None where no request is being dispatched."""
-
+    def __init__(self, attributes: Attributes) -> None:
+        self._attributes = attributes
         self.plans: dict[object, Any] = {}
         """What is done with the request, by the object that manages it."""
 
         self.scopes: dict[object, Scope] = {}
         """By the object that manages them, in the order in which they came into use."""
+
+    @property
+    def phase(self) -> Phase | None:
+        """How far the request has come, or None where none is being dispatched."""
+        return self._attributes.get(PHASE)
 
 
 def current_app() -> Flask | None:
@@ -87,7 +106,7 @@ def current_app() -> Flask | None:
 
 def current_request() -> Request:
     """Return the request of the current context, without a proxy."""
-    request: Request = _request_context().request
+    request: Request = REQUEST_CONTEXT.get().request
     return request
 
 
@@ -113,11 +132,23 @@ def current_slot() -> Slot:
     place, key = _place(context)
     slot: Slot | None = place.get(key)
     if slot is None:
-        slot = place[key] = Slot()
+        slot = place[key] = Slot(_attributes_for(context))
     return slot
 
 
+def enter_request() -> Attributes:
+    """Note that the current request is being dispatched from here on, and return what carries its phase.
+
+    A request that nobody has a slot for carries its phase alone: that is all it costs.
+    """
+    attributes: Attributes = vars(REQUEST_CONTEXT.get())
+    attributes[PHASE] = BEFORE_VIEW
+    _enter(attributes)
+    return attributes
+
+
 if MERGED:  # pragma: no cover - Flask 3.2; the same tests run on both lines, one line at a time
+    _variable: ContextVar[Any] = _cv_app
 
     def _is_pushed(context: Any) -> bool:
         return context._cv_token is not None
@@ -126,14 +157,26 @@ if MERGED:  # pragma: no cover - Flask 3.2; the same tests run on both lines, on
         """Return the dict and the key under which the slot of the current context is kept."""
         return vars(context), _SLOT
 
-    def _request_context() -> Any:
-        return _cv_app.get()
+    def _attributes_for(context: Any) -> Attributes:
+        """Return what carries the phase of a new slot."""
+        attributes: Attributes = vars(context)
+        attributes[IN_USE] = True
+        return attributes
 
-    def _request_has_a_pair() -> bool:
+    def _enter(attributes: Attributes) -> None:
+        """Nothing: a slot from before the dispatch has the context's own attributes."""
+
+    def _ends(context: Any) -> bool:
+        """Whether there is anything to end with an app context."""
+        return _SLOT in vars(context)
+
+    def _ends_with_its_request() -> bool:
         return False
 
 else:
     from flask.globals import _cv_request
+
+    _variable = _cv_request
 
     def _is_pushed(context: Any) -> bool:
         return bool(context._cv_tokens)
@@ -161,55 +204,94 @@ else:
 
         return attributes.setdefault(_PAIRS, {}), context
 
-    def _request_context() -> Any:
-        return _cv_request.get()
+    def _attributes_for(context: Any) -> Attributes:
+        """Return what carries the phase of a new slot: the request's attributes, if it is dispatched in *context*."""
+        request = _cv_request.get(None)
+        if request is None:
+            return {}
+        attributes: Attributes = vars(request)
+        attributes[IN_USE] = True
+        return attributes if attributes.get(_DISPATCHED_IN) is context else {}
 
-    def _request_has_a_pair() -> bool:
+    def _enter(attributes: Attributes) -> None:
+        """Remember where the request is dispatched, and let a slot from before follow its phase."""
+        attributes[_DISPATCHED_IN] = _cv_app.get()
+        if IN_USE in attributes:
+            current_slot()._attributes = attributes
+
+    def _ends(context: Any) -> bool:
+        """Whether there is anything to end with an app context. Inside a request it may be kept there."""
+        return _SLOT in vars(context) or _cv_request.get(None) is not None
+
+    def _ends_with_its_request() -> bool:
         """Whether the request that ends shares its app context, so that no app context ends with it."""
-        pairs: dict[Any, Slot] = vars(_cv_request.get()).get(_PAIRS, {})
-        return _cv_app.get() in pairs
+        pairs = vars(_cv_request.get()).get(_PAIRS)
+        return pairs is not None and _cv_app.get() in pairs
 
+
+REQUEST_CONTEXT: Final = _variable
+"""The context variable of what represents a request."""
 
 Closer = Callable[[Slot | None, BaseException | None], None]
 """Ends what a slot holds; None is a context that nobody used. The context is still current."""
 
 
-def on_leaving(app: Flask, closer: Closer) -> None:
-    """Call *closer* once for each context of *app* that ends, after all of its teardown functions.
+class _Closers:
+    """Who is called when a context of one application ends."""
 
-    The methods that run the teardown functions are wrapped on the instance, because a teardown function that raises
-    keeps the ones registered before it from running, in Flask 3.1 and before.
-    """
-    closers: list[Closer] | None = app.extensions.get(_TEARDOWN)
-    if closers is not None:
-        closers.append(closer)
-        return
+    def __init__(self) -> None:
+        self._closers: list[Closer] = []
+        self.always = False
 
-    closers = app.extensions[_TEARDOWN] = [closer]
+    def add(self, closer: Closer, *, always: bool) -> None:
+        self._closers.append(closer)
+        self.always = self.always or always
 
-    def leave(arguments: tuple[Any, ...]) -> None:
+    def leave(self, arguments: tuple[Any, ...]) -> None:
         place, key = _place(_cv_app.get())
         slot = place.get(key)
         error = arguments[-1] if arguments and isinstance(arguments[-1], BaseException) else None
-        for close in closers:
+        for close in self._closers:
             try:
                 close(slot, error)
             except Exception:
                 logger.exception("Closing a session at teardown failed")
         place.pop(key, None)
+        place.pop(IN_USE, None)
+
+
+def on_leaving(app: Flask, closer: Closer, *, always: bool) -> None:
+    """Call *closer* once for each context of *app* that ends, after all of its teardown functions.
+
+    Args:
+        app: The application.
+        closer: What to call, with the slot and the error that the context ended with.
+        always: Whether to call it for a context that nobody has used, too.
+
+    The methods that run the teardown functions are wrapped on the instance, because a teardown function that raises
+    keeps the ones registered before it from running, in Flask 3.1 and before.
+    """
+    closers: _Closers | None = app.extensions.get(_TEARDOWN)
+    if closers is not None:
+        closers.add(closer, always=always)
+        return
+
+    closers = app.extensions[_TEARDOWN] = _Closers()
+    closers.add(closer, always=always)
 
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
         try:
             original_appcontext(*args, **kwargs)
         finally:
-            leave((*args, *kwargs.values()) if kwargs else args)
+            if closers.always or _ends(_cv_app.get()):
+                closers.leave((*args, *kwargs.values()))
 
     def do_teardown_request(*args: Any, **kwargs: Any) -> None:
         try:
             original_request(*args, **kwargs)
         finally:
-            if _request_has_a_pair():
-                leave((*args, *kwargs.values()) if kwargs else args)
+            if _ends_with_its_request():
+                closers.leave((*args, *kwargs.values()))
 
     original_appcontext = bound_late(app, "do_teardown_appcontext")
     setattr(app, "do_teardown_appcontext", do_teardown_appcontext)  # noqa: B010 - mypy refuses assigning to a method

@@ -20,15 +20,20 @@ from flask_uow._core.session import SessionSource
 from flask_uow.context import (
     AFTER_VIEW,
     BEFORE_VIEW,
+    IN_USE,
+    PHASE,
+    REQUEST_CONTEXT,
     VIEW,
     VIEW_ENTERED,
+    Attributes,
     Slot,
     bound_late,
     current_request,
     current_slot,
+    enter_request,
     on_leaving,
 )
-from flask_uow.errors import HookError, NoScopeError, PartialCommitError
+from flask_uow.errors import HookError, PartialCommitError
 from flask_uow.plans import Policy, RequestPlan, plan_request
 from flask_uow.settings import KNOWN_METHODS, Settings
 from flask_uow.signals import Publisher
@@ -38,8 +43,6 @@ __all__ = ["Dispatch", "Managed"]
 logger = logging.getLogger("flask_uow")
 
 _NOTHING: Final = object()
-
-_IN_VIEW: Final = (VIEW, VIEW_ENTERED)
 
 
 class Managed:
@@ -73,15 +76,18 @@ class Managed:
         """Return what is done with the request of *slot*; found once for each endpoint and method."""
         plan: RequestPlan | None = slot.plans.get(self)
         if plan is None:
-            request = current_request()
-            key = request.endpoint, request.method
-            plan = self._plans.get(key)
-            if plan is None:
-                plan = plan_request(self._app, request, self._owner, self.name, self.settings)
-                # A client can invent methods without end, and endpoints not.
-                if request.method in KNOWN_METHODS and request.endpoint is not None:
-                    self._plans[key] = plan
-            slot.plans[self] = plan
+            plan = slot.plans[self] = self._find_plan()
+        return plan
+
+    def _find_plan(self) -> RequestPlan:
+        request = current_request()
+        key = request.endpoint, request.method
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = plan_request(self._app, request, self._owner, self.name, self.settings)
+            # A client can invent methods without end, and endpoints not.
+            if request.method in KNOWN_METHODS and request.endpoint is not None:
+                self._plans[key] = plan
         return plan
 
     def plan_in(self, slot: Slot) -> Plan | None:
@@ -93,18 +99,19 @@ class Managed:
 
     def enter_view(self, policy: Policy) -> bool:
         """Whether the decorator with *policy* is the current request's own, and starts now. Dispatch ends it."""
-        slot = current_slot()
-        if slot.phase is not VIEW or self.request_plan(slot).policy is not policy:
+        attributes = _request_attributes()
+        if attributes.get(PHASE) is not VIEW or self._find_plan().policy is not policy:
             return False
-        slot.phase = VIEW_ENTERED
+        attributes[PHASE] = VIEW_ENTERED
         return True
 
     def view_failed(self, error: BaseException) -> None:
         """End the view's transaction at once, for what is outside its decorator may swallow *error*."""
-        slot = current_slot()
-        slot.phase = AFTER_VIEW
-        scope = slot.scopes.get(self)
-        if scope is not None:
+        attributes = _request_attributes()
+        attributes[PHASE] = AFTER_VIEW
+        slot = current_slot() if IN_USE in attributes else None
+        scope = None if slot is None else slot.scopes.get(self)
+        if slot is not None and scope is not None:
             scope.settle(self.on_error(slot, error), error, self.request_plan(slot).rest)
 
     def on_response(self, slot: Slot, response: Any) -> Decision:
@@ -123,11 +130,10 @@ class Managed:
         """Judge ``abort()`` by its own response, like a response that is returned."""
         if not isinstance(error, HTTPException):
             return None
-        slot = _slot_or_none()
         response = error.get_response()
-        if slot is None or slot.phase is None:
+        if _request_attributes().get(PHASE) is None:
             return on_status(response.status_code)
-        return self.on_response(slot, response)
+        return self.on_response(current_slot(), response)
 
     def _synchronise(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return self._app.ensure_sync(function)
@@ -151,7 +157,7 @@ class Dispatch:
         self._wrap_dispatch()
         for name in ("full_dispatch_request", "handle_user_exception", "handle_exception"):
             setattr(app, name, getattr(self, name))
-        on_leaving(app, _close)
+        on_leaving(app, _close, always=False)
 
     # The wrappers. They pass on whatever arguments Flask gives: 3.2 puts the context first.
 
@@ -160,25 +166,22 @@ class Dispatch:
         if vars(self._app).get("dispatch_request") is not self._dispatch_request:
             self._wrap_dispatch()
 
-        slot = current_slot()
-        slot.phase = BEFORE_VIEW
-        if slot.scopes:
-            self._replan(slot)
+        attributes = enter_request()
+        self._replan(attributes)
         try:
             response: Response = self._full_dispatch(*args, **kwargs)
-            if slot.scopes:
+            if IN_USE in attributes:
                 try:
-                    self._settle_rest(slot, response)
+                    self._settle_rest(attributes, response)
                 except BaseException:
                     response.close()
                     raise
         except BaseException as error:
-            self._roll_back(slot, error)
+            self._settle(attributes, lambda *_: Decision.ROLLBACK, error)
             raise
         finally:
-            slot.phase = None
-            if slot.scopes:
-                self._replan(slot)
+            attributes[PHASE] = None
+            self._replan(attributes)
         return response
 
     def _wrap_dispatch(self) -> None:
@@ -192,26 +195,26 @@ class Dispatch:
 
     def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def dispatch_request(*args: Any, **kwargs: Any) -> Any:
-            slot = current_slot()
-            before = slot.phase
-            if before in _IN_VIEW:
+            attributes = _request_attributes()
+            before = attributes.get(PHASE)
+            if before is VIEW or before is VIEW_ENTERED:
                 return original(*args, **kwargs)
+            if before is None:
+                # Nobody has come by full_dispatch_request(): dispatch is called by hand.
+                enter_request()
 
-            slot.phase = VIEW
-            if slot.scopes:
-                self._replan(slot)
+            attributes[PHASE] = VIEW
+            self._replan(attributes)
             try:
                 value = original(*args, **kwargs)
-                if slot.scopes and any(scope.needs_settling() for scope in slot.scopes.values()):
-                    value = self._settle_view(slot, value)
+                if IN_USE in attributes:
+                    value = self._settle_view(attributes, value)
             except BaseException as error:
-                self._settle_error(slot, error)
+                self._settle_error(attributes, error)
                 raise
             finally:
-                # Where nobody has come by full_dispatch_request(), dispatch was called by hand.
-                slot.phase = None if before is None else AFTER_VIEW
-                if slot.scopes:
-                    self._replan(slot)
+                attributes[PHASE] = None if before is None else AFTER_VIEW
+                self._replan(attributes)
             return value
 
         return dispatch_request
@@ -219,26 +222,23 @@ class Dispatch:
     def handle_user_exception(self, *args: Any) -> Any:
         """Undo the work of a ``before_request`` function that raised, before its error handler runs."""
         error: BaseException = args[-1]
-        slot = _slot_or_none()
-        if slot is not None and slot.phase is BEFORE_VIEW:
+        attributes = _request_attributes()
+        if attributes.get(PHASE) is BEFORE_VIEW:
             try:
-                self._settle_error(slot, error)
+                self._settle_error(attributes, error)
             except Exception as worse:  # noqa: BLE001 - handed to the error handlers in its place
                 return self._user_exception(*args[:-1], worse)
         return self._user_exception(*args)
 
     def handle_exception(self, *args: Any) -> Response:
         """Let the handler of a 500 work in a clean session, and settle its work by its response."""
-        slot = _slot_or_none()
-        if slot is None:
-            return self._exception(*args)  # type: ignore[no-any-return]
-
-        slot.phase = AFTER_VIEW
-        self._replan(slot)
+        attributes = _request_attributes()
+        attributes[PHASE] = AFTER_VIEW
+        self._replan(attributes)
         try:
             response: Response = self._exception(*args)
             try:
-                self._settle_rest(slot, response)
+                self._settle_rest(attributes, response)
             except HookError:
                 logger.exception("Hooks failed while an error was handled")
             except Exception:
@@ -247,57 +247,62 @@ class Dispatch:
                 response.close()
                 response = self._app.make_response(InternalServerError())
         except BaseException as error:
-            self._roll_back(slot, error)
+            self._settle(attributes, lambda *_: Decision.ROLLBACK, error)
             raise
         finally:
-            slot.phase = None
-            self._replan(slot)
+            attributes[PHASE] = None
+            self._replan(attributes)
         return response
 
     # Settling
 
-    def _replan(self, slot: Slot) -> None:
+    def _replan(self, attributes: Attributes) -> None:
         """Let the scopes know how far the request has come."""
-        for managed in self.managed.values():
-            scope = slot.scopes.get(managed)
-            if scope is not None:
-                scope.replan(managed.plan_in(slot))
+        if IN_USE in attributes:
+            slot = current_slot()
+            for managed in self.managed.values():
+                scope = slot.scopes.get(managed)
+                if scope is not None:
+                    scope.replan(managed.plan_in(slot))
 
-    def _settle_view(self, slot: Slot, value: Any) -> Response:
+    def _settle_view(self, attributes: Attributes, value: Any) -> Any:
+        if not any(scope.needs_settling() for scope in current_slot().scopes.values()):
+            return value
+
         response = self._app.make_response(value)
-        slot.phase = AFTER_VIEW
+        attributes[PHASE] = AFTER_VIEW
         try:
-            self._settle(slot, lambda managed: managed.on_response(slot, response), None)
+            self._settle(attributes, lambda managed, slot: managed.on_response(slot, response), None)
         except BaseException:
             response.close()
             raise
         return response
 
-    def _settle_error(self, slot: Slot, error: BaseException) -> None:
-        slot.phase = AFTER_VIEW
-        self._settle(slot, lambda managed: managed.on_error(slot, error), error)
+    def _settle_error(self, attributes: Attributes, error: BaseException) -> None:
+        attributes[PHASE] = AFTER_VIEW
+        self._settle(attributes, lambda managed, slot: managed.on_error(slot, error), error)
 
-    def _settle_rest(self, slot: Slot, response: Response) -> None:
+    def _settle_rest(self, attributes: Attributes, response: Response) -> None:
         """Settle what was done outside the view, which only the app-wide policy covers."""
 
-        def decide(managed: Managed) -> Decision:
-            return Decision.ROLLBACK if managed.request_plan(slot).rest is None else managed.on_response(slot, response)
+        def decide(managed: Managed, slot: Slot) -> Decision:
+            covered = managed.request_plan(slot).rest is not None
+            return managed.on_response(slot, response) if covered else Decision.ROLLBACK
 
-        slot.phase = AFTER_VIEW
-        self._settle(slot, decide, None)
+        attributes[PHASE] = AFTER_VIEW
+        self._settle(attributes, decide, None)
 
-    def _roll_back(self, slot: Slot, error: BaseException) -> None:
-        self._settle(slot, lambda _: Decision.ROLLBACK, error)
-
-    def _settle(self, slot: Slot, decide: Callable[[Managed], Decision], error: BaseException | None) -> None:
+    def _settle(self, attributes: Attributes, decide: Decide, error: BaseException | None) -> None:
         """End the planned transactions of all, in the order in which they were initialised.
 
         Raises:
             PartialCommitError: One failed after another had committed.
             HookError: Hooks failed, and are to raise.
         """
-        if not slot.scopes:
+        if IN_USE not in attributes:
             return
+
+        slot = current_slot()
         settlement = _Settlement(slot, decide, error)
         for managed in self.managed.values():
             scope = slot.scopes.get(managed)
@@ -306,12 +311,16 @@ class Dispatch:
         settlement.tell()
 
 
+Decide = Callable[[Managed, Slot], Decision]
+"""Decides for one UnitOfWork, whose place is in the slot."""
+
+
 class _Settlement:
     """The end of one request's planned transactions, one UnitOfWork after the other."""
 
     __slots__ = ("_committed", "_decide", "_error", "_failure", "_hook_error", "_slot")
 
-    def __init__(self, slot: Slot, decide: Callable[[Managed], Decision], error: BaseException | None) -> None:
+    def __init__(self, slot: Slot, decide: Decide, error: BaseException | None) -> None:
         self._slot = slot
         self._decide = decide
         self._error = error
@@ -325,7 +334,7 @@ class _Settlement:
         try:
             decision = Decision.ROLLBACK
             if self._failure is None and scope.needs_settling():
-                decision = self._decide(managed)
+                decision = self._decide(managed, self._slot)
             if scope.settle(decision, self._error, then) and decision is Decision.COMMIT:
                 self._committed.append(managed.name)
         except HookError as error:
@@ -347,12 +356,10 @@ class _Settlement:
             raise self._hook_error
 
 
-def _slot_or_none() -> Slot | None:
-    """Return the current slot, or None where a request failed before its context was there."""
-    try:
-        return current_slot()
-    except NoScopeError:
-        return None
+def _request_attributes() -> Attributes:
+    """Return what carries the phase of the current request; nobody's, where one failed before its context was there."""
+    context = REQUEST_CONTEXT.get(None)
+    return {} if context is None else vars(context)
 
 
 def _close(slot: Slot | None, error: BaseException | None) -> None:

@@ -64,7 +64,7 @@ class flask_scoped_session(scoped_session[Any]):  # noqa: N801 - the name is tha
         def remove(_slot: Slot | None, _error: BaseException | None) -> None:
             self.remove()
 
-        on_leaving(app, remove)
+        on_leaving(app, remove, always=True)
 
 
 def _find_session() -> flask_scoped_session:
