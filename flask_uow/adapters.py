@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from flask_uow._core.session import SessionSource
-from flask_uow.context import current_app, current_slot
+from flask_uow._core.session import OVERSEEN, SessionSource
+from flask_uow.context import Slot, current_app, current_slot
 from flask_uow.errors import ConfigurationError
 
 __all__ = ["Sessions", "session_source"]
@@ -55,8 +56,7 @@ def session_source(sessions: Any) -> SessionSource:
     if isinstance(registry := inspect.getattr_static(sessions, "session", None), scoped_session):
         return _of_flask_sqlalchemy(registry)
     if any(cls.__module__.startswith("flask_sqlalchemy_lite") for cls in type(sessions).__mro__):
-        # It keeps the session on g, and closes it with the app context.
-        return SessionSource(sessions.get_session, _close)
+        return _of_flask_sqlalchemy_lite(sessions)
 
     if _is_asynchronous(sessions):
         raise ConfigurationError(
@@ -78,7 +78,51 @@ def session_source(sessions: Any) -> SessionSource:
 def _of_registry(registry: scoped_session[Any]) -> SessionSource:
     # The annotation promises a sessionmaker, and scoped_session() takes any callable.
     factory: object = registry.session_factory
-    return SessionSource(registry, _RemoveFrom(registry), factory if isinstance(factory, sessionmaker) else None)
+    source = SessionSource(
+        registry, _RemoveFrom(registry), factory if isinstance(factory, sessionmaker) else None, is_registry=True
+    )
+    create = registry.registry.createfunc
+
+    def create_and_tell() -> Session:
+        return _tell(source, create())
+
+    # Others use the registry without asking us, and their work is a part of the transaction all the same.
+    registry.registry.createfunc = create_and_tell
+    return source
+
+
+def _tell(source: SessionSource, session: Session) -> Session:
+    for tell in source.on_open:
+        tell(session)
+    return session
+
+
+def _of_flask_sqlalchemy_lite(db: Any) -> SessionSource:
+    """Return the source that is Flask-SQLAlchemy-Lite's ``db.session``, with a session for each context.
+
+    It keeps its own on g, which a request inside an ``app_context()`` shares with it on Flask 3.1.
+    """
+    get_session: Callable[..., Session] = db.get_session
+    sessions: WeakKeyDictionary[Slot, Session] = WeakKeyDictionary()
+
+    def get_and_tell(name: str = "default") -> Session:
+        if name != "default":
+            return get_session(name)
+
+        slot = current_slot()
+        session = sessions.get(slot)
+        if session is None:
+            session = _tell(source, db.sessionmaker())
+            if OVERSEEN not in session.info:
+                # An app that the UnitOfWork was not initialised with: nobody but its owner would close it.
+                session.close()
+                return get_session(name)
+            sessions[slot] = session
+        return session
+
+    source = SessionSource(get_and_tell, _close, is_registry=True)
+    db.get_session = get_and_tell
+    return source
 
 
 def _of_flask_sqlalchemy(registry: scoped_session[Any]) -> SessionSource:

@@ -244,7 +244,8 @@ class _Closers:
         self.always = False
 
     def add(self, closer: Closer, *, always: bool) -> None:
-        self._closers.append(closer)
+        # Registries come last: they cannot remove a session that a transaction is still in.
+        self._closers.insert(len(self._closers) if always else 0, closer)
         self.always = self.always or always
 
     def leave(self, arguments: tuple[Any, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Hashable
 from functools import wraps
+from types import CoroutineType
 from typing import Any, Final, Literal, Protocol, TypeVar, Unpack, cast, overload
 
 from click import Command
@@ -110,6 +111,11 @@ class Decorator:
             except BaseException as error:
                 call.leave(error)
                 raise
+            if type(value) is CoroutineType:
+                value.close()
+                problem = _not_awaited(policy.label)
+                call.leave(problem)
+                raise problem
             call.leave(None)
             return value
 
@@ -130,11 +136,24 @@ class Decorator:
         return wrapper
 
 
+def _not_awaited(label: str) -> ConfigurationError:
+    return ConfigurationError(
+        "transactional",
+        f"decorates {label}, a plain function that returned a coroutine, which would run after the transaction has "
+        "ended. Make it an 'async def'.",
+    )
+
+
 def _check_target(target: object) -> None:
     """Refuse what a decorator would silently get wrong."""
     name = getattr(target, "__qualname__", None) or repr(target)
 
-    if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
+    call = type(target).__call__ if callable(target) and not inspect.isroutine(target) else None
+    if inspect.iscoroutinefunction(call):
+        raise ConfigurationError(
+            "transactional", f"cannot decorate {name}, whose __call__ is a coroutine function. Decorate the method."
+        )
+    if any(inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body) for body in (target, call)):
         raise ConfigurationError(
             "transactional",
             f"cannot decorate the generator function {name}: its body runs when somebody iterates over it, after the "
@@ -237,11 +256,11 @@ def register_hook(
     """
     if if_inactive not in ("error", "run"):
         raise ConfigurationError("if_inactive", f'is {if_inactive!r}; it must be "error" or "run".')
-    if callback is None:
+    if callback is None and not args and not kwargs:
         return lambda function: register_hook(scope, moment, function, args, kwargs, key=key, if_inactive=if_inactive)
 
     check_callback(moment, callback)
-    hook = Hook(moment, callback, args, kwargs, key)
+    hook = Hook(moment, cast(Callable[..., object], callback), args, kwargs, key)
     if scope is not None:
         scope.add_hook(hook, run_if_inactive=if_inactive == "run")
     elif if_inactive == "run":

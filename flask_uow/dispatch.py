@@ -108,17 +108,21 @@ class Managed:
     def view_failed(self, error: BaseException) -> None:
         """End the view's transaction at once, for what is outside its decorator may swallow *error*."""
         attributes = _request_attributes()
-        attributes[PHASE] = AFTER_VIEW
+        # It may call the view again, as a retry does.
+        attributes[PHASE] = VIEW
         slot = current_slot() if IN_USE in attributes else None
         scope = None if slot is None else slot.scopes.get(self)
         if slot is not None and scope is not None:
-            scope.settle(self.on_error(slot, error), error, self.request_plan(slot).rest)
+            scope.settle(self.on_error(slot, error), error, self.request_plan(slot).view)
 
     def on_response(self, slot: Slot, response: Any) -> Decision:
         """Decide by a response."""
         commit_if = self.request_plan(slot).commit_if
         if commit_if is None:
             return on_status(response.status_code)
+        if not isinstance(response, self._app.response_class):
+            # That of an HTTPException, as the error handler of Flask would see it.
+            response = self._app.response_class.force_type(response, current_request().environ)
         return Decision.COMMIT if commit_if(response) else Decision.ROLLBACK
 
     def on_error(self, slot: Slot, error: BaseException) -> Decision:
@@ -151,11 +155,11 @@ class Dispatch:
         self.managed: dict[object, Managed] = {}
 
         self._full_dispatch = bound_late(app, "full_dispatch_request")
-        self._user_exception = bound_late(app, "handle_user_exception")
         self._exception = bound_late(app, "handle_exception")
         self._dispatch_request: Callable[..., Any] | None = None
-        self._wrap_dispatch()
-        for name in ("full_dispatch_request", "handle_user_exception", "handle_exception"):
+        self._handle_user_exception: Callable[..., Any] | None = None
+        self._wrap()
+        for name in ("full_dispatch_request", "handle_exception"):
             setattr(app, name, getattr(self, name))
         on_leaving(app, _close, always=False)
 
@@ -163,8 +167,12 @@ class Dispatch:
 
     def full_dispatch_request(self, *args: Any, **kwargs: Any) -> Response:
         """Handle a request, and settle at its end what is left."""
-        if vars(self._app).get("dispatch_request") is not self._dispatch_request:
-            self._wrap_dispatch()
+        on_instance = vars(self._app)
+        if (
+            on_instance.get("dispatch_request") is not self._dispatch_request
+            or on_instance.get("handle_user_exception") is not self._handle_user_exception
+        ):
+            self._wrap()
 
         attributes = enter_request()
         self._replan(attributes)
@@ -184,16 +192,19 @@ class Dispatch:
             self._replan(attributes)
         return response
 
-    def _wrap_dispatch(self) -> None:
-        """Be outermost around ``dispatch_request()``, also when another extension has wrapped it since."""
+    def _wrap(self) -> None:
+        """Be outermost around what an extension may have replaced since, as some do for every app they are given."""
+        app = self._app
         with self._lock:
-            if vars(self._app).get("dispatch_request", _NOTHING) is self._dispatch_request:
-                return  # another thread was faster
-            dispatch_request = self._around(bound_late(self._app, "dispatch_request"))
-            self._dispatch_request = dispatch_request
-            setattr(self._app, "dispatch_request", dispatch_request)  # noqa: B010 - mypy refuses assigning to a method
+            # Another thread may have been faster.
+            if vars(app).get("dispatch_request", _NOTHING) is not self._dispatch_request:
+                self._dispatch_request = self._around_dispatch(bound_late(app, "dispatch_request"))
+                setattr(app, "dispatch_request", self._dispatch_request)  # noqa: B010 - mypy refuses to assign methods
+            if vars(app).get("handle_user_exception", _NOTHING) is not self._handle_user_exception:
+                self._handle_user_exception = self._around_handling(bound_late(app, "handle_user_exception"))
+                setattr(app, "handle_user_exception", self._handle_user_exception)  # noqa: B010 - as above
 
-    def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _around_dispatch(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def dispatch_request(*args: Any, **kwargs: Any) -> Any:
             attributes = _request_attributes()
             before = attributes.get(PHASE)
@@ -219,24 +230,28 @@ class Dispatch:
 
         return dispatch_request
 
-    def handle_user_exception(self, *args: Any) -> Any:
-        """Undo the work of a ``before_request`` function that raised, before its error handler runs."""
-        error: BaseException = args[-1]
-        attributes = _request_attributes()
-        if attributes.get(PHASE) is BEFORE_VIEW:
-            try:
-                self._settle_error(attributes, error)
-            except Exception as worse:  # noqa: BLE001 - handed to the error handlers in its place
-                return self._user_exception(*args[:-1], worse)
-        return self._user_exception(*args)
+    def _around_handling(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def handle_user_exception(*args: Any, **kwargs: Any) -> Any:
+            args = (*args, *kwargs.values())
+            error: BaseException = args[-1]
+            attributes = _request_attributes()
+            if attributes.get(PHASE) is BEFORE_VIEW:
+                # A before_request function has raised: undo its work before its error handler runs.
+                try:
+                    self._settle_error(attributes, error)
+                except Exception as worse:  # noqa: BLE001 - handed to the error handlers in its place
+                    return original(*args[:-1], worse)
+            return original(*args)
 
-    def handle_exception(self, *args: Any) -> Response:
+        return handle_user_exception
+
+    def handle_exception(self, *args: Any, **kwargs: Any) -> Response:
         """Let the handler of a 500 work in a clean session, and settle its work by its response."""
         attributes = _request_attributes()
         attributes[PHASE] = AFTER_VIEW
         self._replan(attributes)
         try:
-            response: Response = self._exception(*args)
+            response: Response = self._exception(*args, **kwargs)
             try:
                 self._settle_rest(attributes, response)
             except HookError:
@@ -331,25 +346,26 @@ class _Settlement:
     def end(self, managed: Managed, scope: Scope) -> None:
         """End the transaction of *managed*; after a failure, by a rollback."""
         then = managed.plan_in(self._slot)
+        transaction = scope.planned
         try:
             decision = Decision.ROLLBACK
-            if self._failure is None and scope.needs_settling():
+            if self._failure is None and transaction is not None:
                 decision = self._decide(managed, self._slot)
-            if scope.settle(decision, self._error, then) and decision is Decision.COMMIT:
-                self._committed.append(managed.name)
+            scope.settle(decision, self._error, then)
         except HookError as error:
             self._hook_error = self._hook_error or error
-            self._committed.append(managed.name)
         except BaseException as error:  # noqa: BLE001 - raised by tell(), when the others are settled too
             self._failure = self._failure or (managed.name, error)
             self._error = error
             scope.settle(Decision.ROLLBACK, error, then)
+        if transaction is not None and transaction._stored:
+            self._committed.append(managed.name)
 
     def tell(self) -> None:
         """Raise what has to be raised, now that all are settled."""
         if self._failure is not None:
             name, error = self._failure
-            if self._committed and isinstance(error, Exception):
+            if self._committed and name not in self._committed and isinstance(error, Exception):
                 raise PartialCommitError(self._committed, name) from error
             raise error
         if self._hook_error is not None:

@@ -178,8 +178,8 @@ class HookError(ExceptionGroup[Exception], UnitOfWorkError):
         super().__init__(message, exceptions)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle with *committed*."""
-        return type(self), (self.message, self.exceptions, self.committed)
+        """Pickle with *committed*, and with notes."""
+        return type(self), (self.message, self.exceptions, self.committed), vars(self)
 
     def derive(self, excs: Sequence[Exception], /) -> HookError:  # type: ignore[override] # split() and subgroup() of a HookError hold Exceptions only
         """Keep *committed* when the group is split."""

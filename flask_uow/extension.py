@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, Unpack, overload
 
@@ -84,6 +85,7 @@ class UnitOfWork:
             self._settings.manual_commit,
             lambda: self._settings.hook_errors or "log",
         )
+        self._source.on_open.append(self._adopt)
         if app is not None:
             self.init_app(app)
 
@@ -200,9 +202,13 @@ class UnitOfWork:
         Raises:
             ConfigurationError: *target* is none of these.
         """
-        if not callable(target) and not isinstance(target, Blueprint):
-            raise ConfigurationError("exempt()", f"was given {target!r}; it takes a view function or a Blueprint.")
-        exempt(target, self)
+        given: Any = target
+        is_function = callable(given) and hasattr(given, "__dict__") and not inspect.ismethod(given)
+        if not isinstance(given, Blueprint) and not is_function:
+            raise ConfigurationError(
+                "exempt()", f"was given {given!r}; it takes a view function, a View class, or a Blueprint."
+            )
+        exempt(given, self)
         return target
 
     @overload
@@ -259,6 +265,12 @@ class UnitOfWork:
         """The innermost transaction of the current scope, or None."""
         scope = self._scope_or_none()
         return None if scope is None else scope.current()
+
+    def _adopt(self, session: Session) -> None:
+        """Take care of a session that somebody else has made the registry open."""
+        scope = self._scope_or_none()
+        if scope is not None:
+            scope.adopt(session)
 
     def _managed(self) -> Managed | None:
         """Return its part in the current app, if there is one that it was initialised with."""

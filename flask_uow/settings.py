@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from http import HTTPMethod
 from typing import Any, Final, cast
 
-from flask_uow._core.options import CommitIf, ManualCommit, Rule, unknown_name
+from flask_uow._core.options import COMMIT_IF, CommitIf, ManualCommit, Rule, is_commit_if, unknown_name
 from flask_uow._core.scope import HookErrors
 from flask_uow.errors import ConfigurationError
 
@@ -52,10 +52,7 @@ def _is_auto_commit(value: object) -> bool:
 
 _RULES: Final[Mapping[str, Rule]] = {
     "auto_commit": Rule(_is_auto_commit, 'must be True, False, or a set of HTTP methods such as {"POST", "PUT"}'),
-    "commit_if": Rule(
-        lambda value: value is None or callable(value),
-        "must be a function that takes the response and returns a bool, or None",
-    ),
+    "commit_if": Rule(is_commit_if, COMMIT_IF),
     "manual_commit": Rule(
         lambda value: isinstance(value, str) and value in ("error", "flush", "allow"),
         'must be "error", "flush" or "allow"',

@@ -173,6 +173,12 @@ def postgresql(postgresql_database: Engine) -> Iterator[Engine]:
     yield from _with_tables(postgresql_database)
 
 
+@pytest.fixture
+def mariadb(mariadb_database: Engine) -> Iterator[Engine]:
+    """A MariaDB database with the tables in it."""
+    yield from _with_tables(mariadb_database)
+
+
 @pytest.fixture(params=["sqlite", "postgresql", "postgresql_server", "mariadb"])
 def any_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Each kind of database in turn."""

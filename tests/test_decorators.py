@@ -130,7 +130,7 @@ def test_what_cannot_be_decorated(target: Any, message: str) -> None:
         ({"rollback_for": "LookupError"}, "rollback_for is 'LookupError'; it must be an exception class"),
         ({"no_rollback_for": [LookupError]}, "no_rollback_for is .*; it must be an exception class"),
         ({"rollback_for": LookupError, "no_rollback_for": (LookupError,)}, "both name LookupError"),
-        ({"commit_if": True}, "commit_if is True; it must be a function that takes the response"),
+        ({"commit_if": True}, "commit_if is True; it must be a plain function that takes the response"),
         ({"manual_commit": "maybe"}, 'manual_commit is \'maybe\'; it must be None, "error", "flush" or "allow"'),
         ({"name": ""}, "name is ''; it must be a string that is not empty"),
         ({"using": 3}, "using is 3; it must be the name of a UnitOfWork"),

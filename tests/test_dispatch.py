@@ -1312,7 +1312,7 @@ def test_wrapping_dispatch_again_wraps_it_once(managed: Flask) -> None:
     """Of threads whose first requests find dispatch wrapped by somebody else, one wraps it again."""
     ours = managed.dispatch_request
 
-    managed.extensions["uow"].dispatch._wrap_dispatch()
+    managed.extensions["uow"].dispatch._wrap()
 
     assert managed.dispatch_request is ours
 

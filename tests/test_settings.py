@@ -53,7 +53,7 @@ WRONG: list[tuple[str, object, str]] = [
     ("auto_commit", {"POST": True}, _METHODS),
     ("auto_commit", [405], _METHODS),
     ("auto_commit", iter(["POST"]), _METHODS),
-    ("commit_if", 200, "it must be a function that takes the response"),
+    ("commit_if", 200, "it must be a plain function that takes the response"),
     ("manual_commit", None, 'it must be "error", "flush" or "allow"'),
     ("manual_commit", "ignore", 'it must be "error", "flush" or "allow"'),
     ("manual_commit", ["flush"], 'it must be "error", "flush" or "allow"'),

@@ -15,7 +15,7 @@ from flask_uow._core.policy import Decision
 from flask_uow._core.propagation import Step, decide
 from flask_uow._core.scope import Runtime, Scope
 from flask_uow._core.transaction import Outcome, Transaction
-from flask_uow.errors import ConfigurationError, UnexpectedRollbackError
+from flask_uow.errors import ConfigurationError, TransactionRequiredError, UnexpectedRollbackError
 
 __all__ = ["Block", "Home", "innermost_standalone", "standalone_scope"]
 
@@ -47,6 +47,7 @@ class Block:
         self._home = home
         self._options = options
         self._label = label
+        self._standalone = False
         self._transaction: Transaction | None = None
 
     def __enter__(self) -> Session:
@@ -79,8 +80,12 @@ class Block:
         self._joined = step is Step.JOIN
 
         if self._joined:
-            self._transaction = self._scope.active(self._label)
-            self._transaction._blocks.append((self._label, self._options))
+            transaction = self._scope.active(self._label)
+            if transaction._stored:
+                # We are in a listener of the user's, between COMMIT and the end of commit().
+                raise TransactionRequiredError(self._label)
+            transaction._blocks.append((self._label, self._options))
+            self._transaction = transaction
         elif step is Step.NEST:
             self._transaction = self._scope.nest(self._options, self._label)
         else:
@@ -105,7 +110,8 @@ class Block:
 
     def _end(self, error: BaseException | None) -> None:
         transaction, self._transaction = self._transaction, None
-        assert transaction is not None
+        if transaction is None:
+            raise ConfigurationError(self._label, "was left without being entered. Use it in a with statement.")
         while transaction._successor is not None:
             transaction = transaction._successor
 
@@ -115,6 +121,10 @@ class Block:
             transaction._blocks.pop()
             if error is not None and decision is Decision.ROLLBACK:
                 transaction._doom_by(f"{self._label}, which had joined it, failed with {type(error).__name__}", error)
+            if error is None and transaction.outcome is Outcome.ROLLED_BACK:
+                raise UnexpectedRollbackError(
+                    f"The work of {self._label}", "the transaction that it had joined is over"
+                )
         elif transaction.outcome is None:
             self._scope.end(transaction, decision, error)
         elif error is None and transaction.outcome is not Outcome.COMMITTED:

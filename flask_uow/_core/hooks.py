@@ -102,6 +102,7 @@ class Hooks:
             args: Positional arguments put before those that the hook was registered with.
         """
         failures = []
+        interrupted: BaseException | None = None
 
         # A list iterator sees what is appended while it runs: a hook registered by a hook is in the same drain.
         for hook in self._ledger:
@@ -110,5 +111,9 @@ class Hooks:
                     hook.callback(*args, *hook.args, **hook.kwargs)
                 except Exception as error:  # noqa: BLE001 - collected and told by the caller
                     failures.append(Failure(hook, error))
+                except BaseException as error:  # noqa: BLE001 - raised when all have run
+                    interrupted = interrupted or error
 
+        if interrupted is not None:
+            raise interrupted
         return failures

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from inspect import iscoroutinefunction
 from typing import Any, Final, Literal, TypedDict
 
 from flask_uow._core.propagation import AVAILABLE, Propagation
 from flask_uow.errors import ConfigurationError
 
 __all__ = [
+    "COMMIT_IF",
     "CommitIf",
     "ManualCommit",
     "Options",
@@ -18,6 +20,7 @@ __all__ = [
     "TransactionOptions",
     "TransactionalOptions",
     "check_options",
+    "is_commit_if",
     "unknown_name",
 ]
 
@@ -69,9 +72,18 @@ def _is_error_classes(value: object) -> bool:
     return all(isinstance(cls, type) and issubclass(cls, BaseException) for cls in classes)
 
 
+def is_commit_if(value: object) -> bool:
+    """Whether *value* can be asked about a response. A coroutine would always be true."""
+    return value is None or (
+        callable(value) and not iscoroutinefunction(value) and not iscoroutinefunction(type(value).__call__)
+    )
+
+
 def _is_name(value: object) -> bool:
     return value is None or (isinstance(value, str) and bool(value.strip()))
 
+
+COMMIT_IF: Final = "must be a plain function that takes the response and returns a bool, or None"
 
 _ERROR_CLASSES: Final = "must be an exception class, or a tuple of them"
 
@@ -87,10 +99,7 @@ _RULES: Final[Mapping[str, Rule]] = {
         'must be None, "error", "flush" or "allow"',
     ),
     "name": Rule(_is_name, "must be a string that is not empty, or None"),
-    "commit_if": Rule(
-        lambda value: value is None or callable(value),
-        "must be a function that takes the response and returns a bool, or None",
-    ),
+    "commit_if": Rule(is_commit_if, COMMIT_IF),
     "using": Rule(_is_name, "must be the name of a UnitOfWork, or None"),
 }
 

@@ -11,7 +11,16 @@ from typing import Any, Literal
 from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Completed, Notify, Removed, Started
+from flask_uow._core.events import (
+    AfterCommit,
+    AfterRollback,
+    BeforeCommit,
+    Completed,
+    Event,
+    Notify,
+    Removed,
+    Started,
+)
 from flask_uow._core.hooks import Failure, Hook, Hooks, Moment
 from flask_uow._core.options import ManualCommit, Options
 from flask_uow._core.policy import Decision, Judge, on_error
@@ -20,6 +29,7 @@ from flask_uow._core.transaction import Outcome, Transaction
 from flask_uow.errors import (
     HookError,
     ManualTransactionControlError,
+    NoScopeError,
     TransactionRequiredError,
     UnexpectedRollbackError,
 )
@@ -75,6 +85,7 @@ class Scope:
         "_runtime",
         "_settling",
         "_stack",
+        "_telling",
         "_watched",
         "closed",
     )
@@ -87,6 +98,7 @@ class Scope:
         self._watched: WatchedSession | None = None
         self._draining: _Drain | None = None
         self._settling = False
+        self._telling = False
         self._closed_by_hand = False
         self.closed = False
         """Whether it has come to its end, and no session may be opened in it."""
@@ -101,25 +113,51 @@ class Scope:
     @property
     def session(self) -> Session:
         """The session, opened on first use."""
+        if self.closed:
+            raise NoScopeError("The session", "its context has come to its end, and has closed its session already.")
+
         transaction = self.current()
         if self._closed_by_hand:
-            self._forget_closed()
+            self._replace_closed()
         if self._watched is None:
-            self._watched = WatchedSession(self._runtime.source, self)
+            self.adopt(self._runtime.source.open())
+        assert self._watched is not None
         if transaction is not None:
             self._start(transaction)
         return self._watched.session
 
+    def adopt(self, session: Session) -> None:
+        """Watch a session that was opened for this scope, by us or by somebody else who has asked the registry."""
+        watched = self._watched
+        if self.closed or (watched is not None and (watched.session is session or watched.session.in_transaction())):
+            return
+        if watched is not None:
+            watched.unwatch()
+        self._closed_by_hand = False
+        self._watched = WatchedSession(session, self._runtime.source, self)
+
     def current(self) -> Transaction | None:
         """Return the innermost transaction; the planned one comes into being here.
 
-        But not while hooks run: they are outside it, and a block of theirs is a transaction of its own.
+        But not for hooks and receivers after the fact: they are outside it, and a block of theirs is a transaction of
+        its own.
         """
-        if not self._stack and self._plan is not None and self._draining is None:
+        if not self._stack and self._plan is not None and not self._is_outside:
             plan = self._plan
-            self._planned = Transaction(plan.options, plan.label, by_block=plan.by_block)
-            self._stack.append(self._planned)
+            self._planned = self._push(Transaction(plan.options, plan.label, by_block=plan.by_block))
         return self._stack[-1] if self._stack else None
+
+    @property
+    def _is_outside(self) -> bool:
+        """Whether hooks or receivers after the fact are running."""
+        return self._draining is not None or self._telling
+
+    def _push(self, transaction: Transaction) -> Transaction:
+        """Put an outermost transaction on the stack; the session may have begun already."""
+        if self._watched is not None:
+            transaction._root = self._watched.session.get_transaction()
+        self._stack.append(transaction)
+        return transaction
 
     def active(self, wanted_by: str) -> Transaction:
         """Return the innermost transaction.
@@ -156,9 +194,7 @@ class Scope:
 
     def begin(self, options: Options, label: str) -> Transaction:
         """Begin an outermost transaction."""
-        transaction = Transaction(options, label)
-        self._stack.append(transaction)
-        return transaction
+        return self._push(Transaction(options, label))
 
     def nest(self, options: Options, label: str) -> Transaction:
         """Open a savepoint in the innermost transaction."""
@@ -224,28 +260,30 @@ class Scope:
 
         root = None if self._watched is None else self._watched.session.get_transaction()
         if transaction._root is not None and transaction._root is not root:
-            transaction._doom_by("its session was rolled back or invalidated past flask_uow", None)
+            transaction._doom_by("its session was ended past flask_uow, and what became of its work is not known", None)
 
-    def settle(self, decision: Decision, error: BaseException | None, then: Plan | None) -> bool:
-        """End the planned transaction, if there is anything to end, and return whether there was.
+    @property
+    def planned(self) -> Transaction | None:
+        """The planned transaction, if there is anything to end.
 
         A session that was used without asking for it again has begun by itself, and counts.
+        """
+        if self._plan is not None and not self._stack and self._in_transaction():
+            self.current()
+        return self._planned if self._planned in self._stack else None
+
+    def settle(self, decision: Decision, error: BaseException | None, then: Plan | None) -> None:
+        """End the planned transaction, if there is anything to end.
 
         Args:
             decision: Whether to keep its work.
             error: What was raised, if it was.
             then: The plan for what comes after, hooks included.
         """
-        if self._plan is not None and not self._stack and self._in_transaction():
-            self.current()
-
-        self._plan = then
-        planned, self._planned = self._planned, None
-        if planned is None or planned not in self._stack:
-            return False
-
-        self.end(planned, decision, error)
-        return True
+        planned = self.planned
+        self._plan, self._planned = then, None
+        if planned is not None:
+            self.end(planned, decision, error)
 
     def close(self, error: BaseException | None = None) -> None:
         """Roll back what nobody settled, and close the session."""
@@ -269,7 +307,6 @@ class Scope:
     def _commit(self, transaction: Transaction, leaving: BaseException | None) -> None:
         notify = self._runtime.notify
         watched = self._watched
-        reached_database = False
 
         try:
             if watched is not None and watched.session.in_transaction():
@@ -278,22 +315,40 @@ class Scope:
                     self.end(transaction, Decision.COMMIT, leaving)
                     return
                 watched.commit()
-                reached_database = True
         except BaseException as error:
             if transaction not in self._stack:
                 raise
-            self._fail(transaction, error)
+            if watched is None or not transaction._stored:
+                self._fail(transaction, error)
+                raise
+            # COMMIT has returned, and a listener of the user's has not: the work is stored, and is told so.
+            watched.recover()
+            self._committed(transaction, error)
             raise
 
+        self._committed(transaction, leaving)
+
+    def _committed(self, transaction: Transaction, leaving: BaseException | None) -> None:
+        """Tell of a commit, and run its hooks."""
         self._leave_stack(transaction, Outcome.COMMITTED)
-        if reached_database and notify.wants(AfterCommit):
-            notify(AfterCommit(transaction))
         try:
-            failures = self._drain(transaction._hooks, Moment.COMMIT)
+            if transaction._stored and self._runtime.notify.wants(AfterCommit):
+                self._tell_of(AfterCommit(transaction))
         finally:
-            self._complete(transaction, Outcome.COMMITTED, None)
+            try:
+                failures = self._drain(transaction._hooks, Moment.COMMIT)
+            finally:
+                self._complete(transaction, Outcome.COMMITTED, None)
         if failures:
             self._tell(failures, committed=True, quietly=leaving is not None)
+
+    def _tell_of(self, event: Event) -> None:
+        """Send an event after the fact, to receivers who are outside the transaction."""
+        outer, self._telling = self._telling, True
+        try:
+            self._runtime.notify(event)
+        finally:
+            self._telling = outer
 
     def _may_commit(self, transaction: Transaction, watched: WatchedSession) -> bool:
         """Flush, ask the receivers of `BeforeCommit`, and return whether they have left the transaction fit."""
@@ -319,7 +374,7 @@ class Scope:
         self._leave_stack(transaction, Outcome.ROLLED_BACK)
         hooks = transaction._hooks.drop_since(transaction._mark)
         if savepoint is None and in_database and self._runtime.notify.wants(AfterRollback):
-            self._runtime.notify(AfterRollback(transaction, error))
+            self._tell_of(AfterRollback(transaction, error))
         try:
             failures = self._drain(hooks, Moment.ROLLBACK, error)
         finally:
@@ -378,7 +433,7 @@ class Scope:
 
     def _complete(self, transaction: Transaction, outcome: Outcome, error: BaseException | None) -> None:
         if transaction._started is not None and self._runtime.notify.wants(Completed):
-            self._runtime.notify(Completed(transaction, outcome, error, transaction._duration()))
+            self._tell_of(Completed(transaction, outcome, error, transaction._duration()))
 
     def _remove(self, watched: WatchedSession) -> None:
         self._watched = None
@@ -451,23 +506,38 @@ class Scope:
         return self._watched.begin(nested=nested)
 
     def began(self, root: SessionTransaction) -> None:
-        """Remember what the outermost transaction's fate hangs on."""
-        if self._stack:
+        """Remember what the outermost transaction's fate hangs on; one that is planned comes into being here."""
+        if self.current() is not None:
             self._stack[0]._root = root
 
+    def committed(self) -> None:
+        """Remember that there is no way back."""
+        if self._stack:
+            self._stack[0]._stored = True
+
     def statement_failed(self, error: BaseException) -> None:
-        """Doom the innermost transaction, unless the error is inside a savepoint of the user's own."""
-        if self._stack and self._watched is not None:
-            transaction = self._stack[-1]
-            if self._watched.session.get_nested_transaction() is transaction._savepoint:
-                transaction._doom_by(f"the database refused a statement ({_brief(error)})", error)
+        """Doom the innermost transaction; inside a savepoint of the user's own, that savepoint alone."""
+        if not self._stack or self._watched is None:
+            return
+        transaction = self._stack[-1]
+        reason = f"the database refused a statement ({_brief(error)})"
+        savepoint = self._watched.session.get_nested_transaction()
+        if savepoint is None or savepoint is transaction._savepoint:
+            transaction._doom_by(reason, error)
+        else:
+            self._watched.spoil(savepoint, reason, error)
+
+    def savepoint_lost(self, error: BaseException) -> None:
+        """Doom every transaction: MySQL and MariaDB undo all of them at a deadlock, the savepoints included."""
+        for transaction in self._stack:
+            transaction._doom_by(f"the database has rolled back more than a savepoint ({_brief(error)})", error)
 
     def _in_block(self) -> bool:
         """Whether somebody else owns the transaction, and not the app-wide policy alone."""
         if self._settling:
             return True
         if not self._stack:
-            return self._plan is not None and self._plan.by_block and self._draining is None
+            return self._plan is not None and self._plan.by_block and not self._is_outside
         transaction = self._stack[-1]
         return transaction._by_block or bool(transaction._blocks)
 
@@ -515,11 +585,16 @@ class Scope:
         assert self._watched is not None
         return self._watched
 
-    def _forget_closed(self) -> None:
-        """Let go of a session that was closed by hand, unless it is in use again."""
+    def _replace_closed(self) -> None:
+        """Let go of a session that was closed by hand, where it cannot be used again, or is no longer the one."""
         self._closed_by_hand = False
-        if self._watched is not None and not self._watched.session.in_transaction():
-            self._watched.unwatch()
+        source, watched = self._runtime.source, self._watched
+        if watched is None or watched.session.in_transaction():
+            return
+        other = source.is_registry and source.open() is not watched.session
+        # A registry has told us of a new one already, and it is watched.
+        if (watched.is_spent or other) and self._watched is watched:
+            watched.unwatch()
             self._watched = None
 
 

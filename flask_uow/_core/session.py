@@ -5,22 +5,24 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
-from flask_uow.errors import ConfigurationError
+from flask_uow.errors import ConfigurationError, UnexpectedRollbackError
 
-__all__ = ["Overseer", "SessionSource", "WatchedSession"]
+__all__ = ["OVERSEEN", "Overseer", "SessionSource", "WatchedSession"]
 
 logger = logging.getLogger("flask_uow")
 
-_KEY = "flask_uow.overseer"
+OVERSEEN: Final = "flask_uow.overseer"
+"""The key in ``session.info`` of a session that is watched."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +33,12 @@ class SessionSource:
     release: Callable[[Session], None]
     factory: sessionmaker[Session] | None = None
     """The sessionmaker behind *open*, where there is one: its sessions are listened to all at once."""
+
+    is_registry: bool = False
+    """Whether *open* returns the same session in a scope until it is removed, and others call it as well."""
+
+    on_open: list[Callable[[Session], None]] = field(default_factory=list)
+    """Who is told when somebody else has made a registry open a session."""
 
 
 class Overseer(Protocol):
@@ -55,22 +63,25 @@ class Overseer(Protocol):
     def began(self, root: SessionTransaction) -> None:
         """Learn that the session has begun a transaction in the database."""
 
+    def committed(self) -> None:
+        """Learn that the session's COMMIT has returned."""
+
     def statement_failed(self, error: BaseException) -> None:
         """Learn that the database refused something."""
+
+    def savepoint_lost(self, error: BaseException) -> None:
+        """Learn that a savepoint could not be rolled back: the database has undone more than it."""
 
 
 _overseers: WeakKeyDictionary[Connection, Overseer] = WeakKeyDictionary()
 """Who oversees the session that a connection is used by, so that an error finds its transaction."""
 
 
-_listened_to: WeakSet[object] = WeakSet()
+_SHADOWED: Final = ("commit", "rollback", "close", "reset", "begin")
 
-
-def _listen_once(target: object, name: str, listener: Callable[..., None]) -> None:
-    # event.contains() goes by id(), and takes a new session at an old address for one that is listened to.
-    if target not in _listened_to:
-        event.listen(target, name, listener)
-        _listened_to.add(target)
+# event.contains() goes by id(), and takes a new session at an old address for one that is listened to.
+_sessions_listened_to: WeakSet[object] = WeakSet()
+_engines_listened_to: WeakSet[object] = WeakSet()
 
 
 class WatchedSession:
@@ -80,53 +91,67 @@ class WatchedSession:
     until `release` takes them away again.
     """
 
-    __slots__ = ("_begun", "_overseer", "_source", "session")
+    __slots__ = ("_begun", "_overseer", "_passing", "_source", "session")
 
-    def __init__(self, source: SessionSource, overseer: Overseer) -> None:
-        session = source.open()
-        if not isinstance(session, Session):
-            raise ConfigurationError(
-                "sessions",
-                f"returned {session!r} instead of a sqlalchemy.orm.Session. Give UnitOfWork a sessionmaker, or a "
-                "function that returns a new Session at each call.",
-            )
-        if _KEY in session.info:
-            raise ConfigurationError(
-                "sessions",
-                "returned a session that is in use by another scope or another UnitOfWork. A scoped_session gives "
-                "every context of a thread the same one: use a sessionmaker or flask_scoped_session, and one "
-                "UnitOfWork a factory.",
-            )
-
+    def __init__(self, session: Session, source: SessionSource, overseer: Overseer) -> None:
+        _check(session)
         self.session = session
         self._source = source
         self._overseer = overseer
         self._begun: SessionTransaction | None = None
+        self._passing = False
 
-        vars(session).update(
-            commit=overseer.commit_called,
-            rollback=overseer.rollback_called,
-            close=overseer.close_called,
-            reset=overseer.reset_called,
-            begin=overseer.begin_called,
-        )
-        session.info[_KEY] = overseer
+        vars(session).update({name: partial(self._called, name) for name in _SHADOWED})
+        vars(session)["_connection_for_bind"] = self._connect
+        session.info[OVERSEEN] = overseer
+        _listen(session if source.factory is None else source.factory)
 
-        _listen_once(session if source.factory is None else source.factory, "after_begin", _after_begin)
+        root = session.get_transaction()
+        if root is not None:
+            # It has begun before we came. SQLAlchemy does not tell with which connections, but here.
+            overseer.began(root)
+            for connection in {entry[0] for entry in root._connections.values()}:
+                _take(connection, overseer)
+
+    def _called(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for a method that settles."""
+        if self._passing:
+            return getattr(type(self.session), name)(self.session, *args, **kwargs)
+        return getattr(self._overseer, f"{name}_called")(*args, **kwargs)
+
+    def _connect(self, *args: Any, **kwargs: Any) -> Connection:
+        """Stand in for the method that finds a connection, which no event tells of when there is none to be had."""
+        try:
+            return type(self.session)._connection_for_bind(self.session, *args, **kwargs)
+        except SQLAlchemyError as error:
+            self._overseer.statement_failed(error)
+            raise
+
+    def _for_real(self, name: str) -> None:
+        """Do what the session's own method does; one of the user's class may call others of its own."""
+        self._let_go()
+        method = getattr(type(self.session), name)
+        self._passing = method is not getattr(Session, name)
+        try:
+            method(self.session)
+        finally:
+            self._passing = False
 
     def commit(self) -> None:
         """COMMIT, for real."""
-        self._let_go()
-        type(self.session).commit(self.session)
+        self._for_real("commit")
 
     def rollback(self) -> None:
         """ROLLBACK, for real, and leave a usable session whatever the database says to it."""
-        self._let_go()
         try:
-            type(self.session).rollback(self.session)
+            self._for_real("rollback")
         except Exception:
             logger.debug("ROLLBACK failed; the connection is thrown away, which ends its transaction.", exc_info=True)
             self.session.invalidate()
+
+    def recover(self) -> None:
+        """Make the session usable again after a COMMIT that returned, and a listener that did not."""
+        Session.reset(self.session)
 
     def begin(self, *, nested: bool) -> SessionTransaction:
         """Do what ``session.begin()`` does without us, but for the end of ``with session.begin():``, which is ours."""
@@ -135,6 +160,16 @@ class WatchedSession:
             self._begun = begun
             vars(begun).update(commit=self._overseer.commit_called, rollback=self._overseer.rollback_called)
         return begun
+
+    def spoil(self, savepoint: SessionTransaction, reason: str, error: BaseException) -> None:
+        """Keep a savepoint of the user's own, in which *error* happened, from being released: only rolled back."""
+
+        def commit(*_args: Any, **_kwargs: Any) -> None:
+            vars(savepoint).pop("commit", None)
+            savepoint.rollback()
+            raise UnexpectedRollbackError("The work of a savepoint", f"{reason}, and the error was caught") from error
+
+        vars(savepoint).setdefault("commit", commit)
 
     def _let_go(self) -> None:
         """Give what ``session.begin()`` returned its own methods back."""
@@ -145,18 +180,23 @@ class WatchedSession:
 
     def close(self) -> None:
         """Do what ``session.close()`` does without us."""
-        type(self.session).close(self.session)
+        self._for_real("close")
 
     def reset(self) -> None:
         """Do what ``session.reset()`` does without us."""
-        type(self.session).reset(self.session)
+        self._for_real("reset")
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether it has been closed for good, as a session with ``close_resets_only=False`` is."""
+        return getattr(getattr(self.session, "_close_state", None), "name", "") == "CLOSED"
 
     def unwatch(self) -> None:
         """Give the session its own methods back."""
         self._let_go()
-        for name in ("commit", "rollback", "close", "reset", "begin"):
+        for name in (*_SHADOWED, "_connection_for_bind"):
             vars(self.session).pop(name, None)
-        self.session.info.pop(_KEY, None)
+        self.session.info.pop(OVERSEEN, None)
 
     def release(self) -> None:
         """Close the session, and return its connection."""
@@ -168,14 +208,56 @@ class WatchedSession:
             self.session.invalidate()
 
 
-def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    overseer = session.info.get(_KEY)
-    if overseer is None or transaction.nested:
-        return
+def _check(session: object) -> None:
+    """Refuse what cannot be watched."""
+    if not isinstance(session, Session):
+        raise ConfigurationError(
+            "sessions",
+            f"returned {session!r} instead of a sqlalchemy.orm.Session. Give UnitOfWork a sessionmaker, or a function "
+            "that returns a new Session at each call.",
+        )
+    if OVERSEEN in session.info:
+        raise ConfigurationError(
+            "sessions",
+            "returned a session that is in use by another scope or another UnitOfWork. A scoped_session gives every "
+            "context of a thread the same one: use a sessionmaker or flask_scoped_session, and one UnitOfWork a "
+            "factory.",
+        )
+    if not session.autobegin:
+        raise ConfigurationError(
+            "sessions",
+            "returned a session with autobegin=False. A UnitOfWork begins with the first use: leave autobegin out.",
+        )
 
-    overseer.began(transaction)
+
+def _listen(target: object) -> None:
+    if target not in _sessions_listened_to:
+        event.listen(target, "after_begin", _after_begin)
+        # Before the user's own listeners, one of which may raise.
+        event.listen(target, "after_commit", _after_commit, insert=True)
+        _sessions_listened_to.add(target)
+
+
+def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    overseer = session.info.get(OVERSEEN)
+    if overseer is not None and not transaction.nested:
+        overseer.began(transaction)
+        _take(connection, overseer)
+
+
+def _after_commit(session: Session) -> None:
+    overseer = session.info.get(OVERSEEN)
+    if overseer is not None and not session.in_nested_transaction():
+        overseer.committed()
+
+
+def _take(connection: Connection, overseer: Overseer) -> None:
+    """Let *overseer* learn what becomes of *connection*, and begin where the driver would begin too late."""
     _overseers[connection] = overseer
-    _listen_once(connection.engine, "handle_error", _handle_error)
+    engine = connection.engine
+    if engine not in _engines_listened_to:
+        event.listen(engine, "handle_error", _handle_error)
+        _engines_listened_to.add(engine)
 
     driver = connection.connection.driver_connection
     if isinstance(driver, sqlite3.Connection) and _begins_late(driver):
@@ -199,7 +281,12 @@ def _begins_late(driver: sqlite3.Connection) -> bool:
 
 def _handle_error(context: ExceptionContext) -> None:
     error = context.sqlalchemy_exception
-    if context.connection is not None and isinstance(error, DBAPIError):
-        overseer = _overseers.get(context.connection)
-        if overseer is not None:
+    if context.connection is None or not isinstance(error, DBAPIError):
+        return
+
+    overseer = _overseers.get(context.connection)
+    if overseer is not None:
+        if (context.statement or "").startswith("ROLLBACK TO SAVEPOINT"):
+            overseer.savepoint_lost(error)
+        else:
             overseer.statement_failed(error)

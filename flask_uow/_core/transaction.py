@@ -64,6 +64,7 @@ class Transaction:
         "_root",
         "_savepoint",
         "_started",
+        "_stored",
         "_successor",
         "parent",
     )
@@ -91,6 +92,9 @@ class Transaction:
         """The session's own transaction, since it began, so that an end that passed us by is noticed."""
 
         self._started: float | None = None
+        self._stored = False
+        """Whether a COMMIT of it has returned."""
+
         self._successor: Transaction | None = None
         self._id: str | None = None
         self._info: dict[Any, Any] | None = None

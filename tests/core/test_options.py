@@ -64,7 +64,7 @@ def test_right_values(name: str, value: object, stored: object) -> None:
         ("name", "", r"^name is ''; it must be a string that is not empty"),
         ("name", "  ", r"^name is '  '; it must be a string that is not empty"),
         ("name", 7, r"^name is 7; it must be a string"),
-        ("commit_if", 200, r"^commit_if is 200; it must be a function that takes the response"),
+        ("commit_if", 200, r"^commit_if is 200; it must be a plain function that takes the response"),
         ("using", object, r"^using is <class 'object'>; it must be the name of a UnitOfWork"),
     ],
 )

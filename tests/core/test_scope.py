@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import IntegrityError, PendingRollbackError, StatementError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Completed, Event, Removed, Started
 from flask_uow._core.hooks import Hook, Moment
@@ -21,6 +21,7 @@ from flask_uow._core.transaction import Outcome, State, Transaction
 from flask_uow.errors import (
     HookError,
     ManualTransactionControlError,
+    NoScopeError,
     TransactionRequiredError,
     UnexpectedRollbackError,
 )
@@ -79,7 +80,7 @@ def test_runtime(scope: Scope) -> None:
 
 
 def test_close(scope: Scope, events: Events) -> None:
-    """Closing gives the session back, and the next use opens another."""
+    """Closing gives the session back, and nobody can open another there."""
     session = scope.session
     session.add(Book(title="Emma"))
 
@@ -87,7 +88,8 @@ def test_close(scope: Scope, events: Events) -> None:
 
     assert not session.in_transaction()
     assert events == [Removed(session)]
-    assert scope.session is not session
+    with pytest.raises(NoScopeError, match="its context has come to its end"):
+        _ = scope.session
 
 
 def test_close_twice(scope: Scope, events: Events) -> None:
@@ -175,9 +177,12 @@ def test_settle(scope: Scope, engine: Engine, decision: Decision, kept: list[str
     scope.replan(VIEW)
     scope.session.add(Book(title="Emma"))
 
-    settled = scope.settle(decision, None, REQUEST)
+    planned = scope.planned
 
-    assert settled
+    scope.settle(decision, None, REQUEST)
+
+    assert planned is not None
+    assert planned.outcome is not None
     assert titles(engine) == kept
     assert scope.active("the test").name == "the request to 'index'"
 
@@ -186,9 +191,10 @@ def test_settle_nothing(scope: Scope) -> None:
     """Where nobody touched the database or registered a hook there is nothing to settle."""
     scope.replan(VIEW)
 
-    settled = scope.settle(COMMIT, None, None)
+    assert scope.planned is None
 
-    assert not settled
+    scope.settle(COMMIT, None, None)
+
     assert scope.current() is None
 
 
@@ -198,9 +204,9 @@ def test_settle_twice(scope: Scope, engine: Engine) -> None:
     scope.session.add(Book(title="Emma"))
     scope.settle(COMMIT, None, None)
 
-    again = scope.settle(ROLLBACK, None, None)
+    scope.settle(ROLLBACK, None, None)
 
-    assert not again
+    assert scope.planned is None
     assert titles(engine) == ["Emma"]
 
 
@@ -208,9 +214,9 @@ def test_settle_leaves_blocks_alone(scope: Scope, engine: Engine) -> None:
     """A block's transaction is ended by the block, and not by who settles what was planned."""
     with block(scope) as session:
         session.add(Book(title="Emma"))
-        settled = scope.settle(ROLLBACK, None, None)
+        assert scope.planned is None
+        scope.settle(ROLLBACK, None, None)
 
-    assert not settled
     assert titles(engine) == ["Emma"]
 
 
@@ -225,9 +231,8 @@ def test_settle_a_session_that_began_by_itself(
     session.commit()
     session.add(Book(title="Persuasion"))
 
-    settled = scope.settle(decision, None, None)
+    scope.settle(decision, None, None)
 
-    assert settled
     assert titles(engine) == kept
 
 
@@ -294,7 +299,7 @@ def test_savepoint_that_cannot_be_rolled_back(scope: Scope, engine: Engine) -> N
 
     with pytest.raises(
         UnexpectedRollbackError,
-        match=r"because the savepoint of reserve\(\) could not be rolled back: OperationalError: .*no such savepoint",
+        match=r"because the database has rolled back more than a savepoint \(OperationalError: .*no such savepoint",
     ):
         work()
 
@@ -1068,9 +1073,8 @@ def test_allowed_in_a_view(scope: Scope, engine: Engine) -> None:
     session.commit()
     session.add(Book(title="Persuasion"))
 
-    settled = scope.settle(ROLLBACK, None, None)
+    scope.settle(ROLLBACK, None, None)
 
-    assert settled
     assert titles(engine) == ["Emma"]
 
 
@@ -1211,17 +1215,26 @@ def test_flush_error_by_hand(scope: Scope, engine: Engine) -> None:
     assert titles(engine) == []
 
 
-def test_closed_by_hand(scope: Scope) -> None:
-    """After a close by hand the next use of the scope opens another session, and the old one is the user's own."""
+def test_closed_by_hand(scope: Scope, engine: Engine) -> None:
+    """After a close by hand the session is still the scope's, as it is still the user's."""
     session = scope.session
     session.close()
 
-    another = scope.session
+    assert scope.session is session
+    session.add(Book(title="Emma"))
+    session.commit()
+    assert titles(engine) == ["Emma"]
 
-    assert another is not session
-    session.connection()
+
+def test_closed_by_hand_for_good(engine: Engine) -> None:
+    """One that cannot be used after its close() is followed by another."""
+    factory = sessionmaker(engine, close_resets_only=False)
+    scope = Scope(make_runtime(SessionSource(factory, give_back, factory)))
+    session = scope.session
     session.close()
-    assert not session.in_transaction()
+
+    assert scope.session is not session
+    scope.close()
 
 
 def test_closed_by_hand_and_used_again(scope: Scope, engine: Engine) -> None:
@@ -1237,13 +1250,14 @@ def test_closed_by_hand_and_used_again(scope: Scope, engine: Engine) -> None:
     assert titles(engine) == ["Emma"]
 
 
-def test_closed_by_hand_and_by_the_scope(scope: Scope) -> None:
-    """A scope that is closed after its session can be used again."""
+def test_closed_by_hand_and_by_the_scope(scope: Scope, events: Events) -> None:
+    """A session that was closed by hand is given back like any other."""
     session = scope.session
     session.close()
+
     scope.close()
 
-    assert scope.session is not session
+    assert events == [Removed(session)]
 
 
 # Transactions seen from outside

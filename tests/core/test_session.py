@@ -42,8 +42,18 @@ class Watcher:
     def began(self, root: SessionTransaction) -> None:
         self.calls.append("began")
 
+    def committed(self) -> None:
+        self.calls.append("committed")
+
+    def savepoint_lost(self, error: BaseException) -> None:
+        self.errors.append(error)
+
     def statement_failed(self, error: BaseException) -> None:
         self.errors.append(error)
+
+
+def watch(source: SessionSource, watcher: Watcher) -> WatchedSession:
+    return WatchedSession(source.open(), source, watcher)
 
 
 @pytest.fixture
@@ -54,7 +64,7 @@ def watcher() -> Watcher:
 @pytest.mark.parametrize("method", ["commit", "rollback", "close", "reset"])
 def test_settling_is_handed_to_the_overseer(engine: Engine, watcher: Watcher, method: str) -> None:
     """A method that settles asks the overseer, and does nothing by itself."""
-    watched = WatchedSession(source_of(engine), watcher)
+    watched = watch(source_of(engine), watcher)
     watched.session.add(Book(title="Emma"))
 
     getattr(watched.session, method)()
@@ -67,7 +77,7 @@ def test_settling_is_handed_to_the_overseer(engine: Engine, watcher: Watcher, me
 @pytest.mark.parametrize(("method", "call"), [("begin", "begin(False)"), ("begin_nested", "begin(True)")])
 def test_beginning_is_handed_to_the_overseer(engine: Engine, watcher: Watcher, method: str, call: str) -> None:
     """Beginning asks the overseer too, savepoints included."""
-    watched = WatchedSession(source_of(engine), watcher)
+    watched = watch(source_of(engine), watcher)
 
     with pytest.raises(LookupError):
         getattr(watched.session, method)()
@@ -78,7 +88,7 @@ def test_beginning_is_handed_to_the_overseer(engine: Engine, watcher: Watcher, m
 
 def test_doing_it_for_real(engine: Engine, watcher: Watcher) -> None:
     """What the overseer decides is done by the session itself."""
-    watched = WatchedSession(source_of(engine), watcher)
+    watched = watch(source_of(engine), watcher)
 
     watched.begin(nested=False)
     watched.session.add(Book(title="Emma"))
@@ -92,7 +102,7 @@ def test_doing_it_for_real(engine: Engine, watcher: Watcher) -> None:
     watched.release()
 
     assert titles(engine) == ["Emma"]
-    assert watcher.calls == ["began"]
+    assert watcher.calls == ["began", "committed"]
 
 
 @pytest.mark.parametrize("given", [None, "session", object()])
@@ -101,17 +111,17 @@ def test_no_session(watcher: Watcher, given: object) -> None:
     source = SessionSource(lambda: given, give_back)  # type: ignore[arg-type,return-value] # this is the point
 
     with pytest.raises(ConfigurationError, match=r"^sessions returned .* instead of a sqlalchemy\.orm\.Session"):
-        WatchedSession(source, watcher)
+        watch(source, watcher)
 
 
 def test_a_session_of_somebody_else(engine: Engine, watcher: Watcher) -> None:
     """A session that is in use elsewhere is refused, and stays as it was."""
     session = Session(engine)
     source = SessionSource(lambda: session, give_back)
-    first = WatchedSession(source, watcher)
+    first = watch(source, watcher)
 
     with pytest.raises(ConfigurationError, match=r"^sessions returned a session that is in use by another scope"):
-        WatchedSession(source, Watcher())
+        watch(source, Watcher())
 
     session.commit()
     assert watcher.calls == ["commit"]
@@ -122,7 +132,7 @@ def test_release_gives_the_session_back(engine: Engine, watcher: Watcher) -> Non
     """A released session is closed, has its own methods again, and can be watched by another."""
     session = Session(engine)
     source = SessionSource(lambda: session, give_back)
-    watched = WatchedSession(source, watcher)
+    watched = watch(source, watcher)
     session.add(Book(title="Emma"))
 
     watched.release()
@@ -132,7 +142,7 @@ def test_release_gives_the_session_back(engine: Engine, watcher: Watcher) -> Non
     session.commit()
     assert watcher.calls == []
     assert titles(engine) == ["Persuasion"]
-    WatchedSession(source, watcher).release()
+    watch(source, watcher).release()
 
 
 def test_release_that_fails(engine: Engine, watcher: Watcher, caplog: pytest.LogCaptureFixture) -> None:
@@ -141,7 +151,7 @@ def test_release_that_fails(engine: Engine, watcher: Watcher, caplog: pytest.Log
     def refuse(_session: Session) -> None:
         raise OSError("the registry is gone")
 
-    watched = WatchedSession(SessionSource(sessionmaker(engine), refuse), watcher)
+    watched = watch(SessionSource(sessionmaker(engine), refuse), watcher)
     watched.session.connection()
     caplog.set_level(logging.DEBUG, "flask_uow")
 
@@ -153,7 +163,7 @@ def test_release_that_fails(engine: Engine, watcher: Watcher, caplog: pytest.Log
 
 def test_rollback_that_fails(engine: Engine, watcher: Watcher, caplog: pytest.LogCaptureFixture) -> None:
     """After a ROLLBACK that the database could not answer, the session works again on another connection."""
-    watched = WatchedSession(source_of(engine), watcher)
+    watched = watch(source_of(engine), watcher)
     watched.session.add(Book(title="Emma"))
     watched.session.flush()
     driver = watched.session.connection().connection.driver_connection
@@ -170,7 +180,7 @@ def test_rollback_that_fails(engine: Engine, watcher: Watcher, caplog: pytest.Lo
 
 def test_errors_of_the_database_are_told(engine: Engine, watcher: Watcher) -> None:
     """What the database refuses reaches the overseer of the session, with the error that the user sees."""
-    watched = WatchedSession(source_of(engine), watcher)
+    watched = watch(source_of(engine), watcher)
     watched.session.add(Book(id=1, title="Emma"))
     watched.session.flush()
 
@@ -183,7 +193,7 @@ def test_errors_of_the_database_are_told(engine: Engine, watcher: Watcher) -> No
 
 def test_errors_of_others_are_not_told(engine: Engine, watcher: Watcher) -> None:
     """An error on another connection of the same engine is none of the session's."""
-    watched = WatchedSession(source_of(engine), watcher)
+    watched = watch(source_of(engine), watcher)
     watched.session.connection()
 
     with engine.connect() as other, pytest.raises(OperationalError, match="no such table"):
@@ -196,7 +206,7 @@ def test_errors_of_others_are_not_told(engine: Engine, watcher: Watcher) -> None
 def test_errors_of_another_session_of_the_factory(engine: Engine, watcher: Watcher) -> None:
     """A session of the same factory that nobody watches has its errors for itself."""
     source = source_of(engine)
-    watched = WatchedSession(source, watcher)
+    watched = watch(source, watcher)
 
     with source.open() as other, pytest.raises(OperationalError, match="no such table"):
         other.execute(text("SELECT * FROM nowhere"))
@@ -207,7 +217,7 @@ def test_errors_of_another_session_of_the_factory(engine: Engine, watcher: Watch
 
 def test_errors_before_the_database_are_not_told(engine: Engine, watcher: Watcher) -> None:
     """A statement that was never sent has not hurt the transaction."""
-    watched = WatchedSession(source_of(engine), watcher)
+    watched = watch(source_of(engine), watcher)
 
     with pytest.raises(StatementError, match="DateTime type only accepts Python datetime"):
         watched.session.execute(insert(Book).values(title="Emma", printed="yesterday"))
@@ -216,18 +226,18 @@ def test_errors_before_the_database_are_not_told(engine: Engine, watcher: Watche
     watched.release()
 
 
-def test_errors_while_connecting_are_not_told(tmp_path: Path, watcher: Watcher) -> None:
-    """A connection that was never made belongs to no transaction."""
+def test_errors_while_connecting_are_told(tmp_path: Path, watcher: Watcher) -> None:
+    """A statement for which there was no connection has failed like any other."""
     paths = iter([tmp_path / "books.db", tmp_path / "missing" / "books.db"])
     engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(next(paths)), poolclass=NullPool)
-    watched = WatchedSession(source_of(engine), watcher)
+    watched = watch(source_of(engine), watcher)
     watched.session.connection()
     watched.rollback()
 
-    with pytest.raises(OperationalError, match="unable to open database file"):
+    with pytest.raises(OperationalError, match="unable to open database file") as caught:
         watched.session.connection()
 
-    assert watcher.errors == []
+    assert watcher.errors == [caught.value]
     watched.release()
 
 
@@ -237,10 +247,10 @@ def test_listening_once(engine: Engine, watcher: Watcher, shared: bool) -> None:
     factory = sessionmaker(engine)
     source = SessionSource(factory, give_back, factory if shared else None)
     for _ in range(3):
-        earlier = WatchedSession(source, Watcher())
+        earlier = watch(source, Watcher())
         earlier.session.connection()
         earlier.release()
-    watched = WatchedSession(source, watcher)
+    watched = watch(source, watcher)
 
     with pytest.raises(OperationalError, match="no such table"):
         watched.session.execute(text("SELECT * FROM nowhere"))
@@ -275,7 +285,7 @@ def test_sqlite_begins_at_once(tmp_path: Path, watcher: Watcher, isolation_level
         "sqlite://", creator=lambda: sqlite3.connect(path, isolation_level=isolation_level), poolclass=NullPool
     )
     sent = statements_of(engine)
-    watched = WatchedSession(source_of(engine), watcher)
+    watched = watch(source_of(engine), watcher)
 
     watched.session.execute(text("SELECT 1"))
 
@@ -291,7 +301,7 @@ def test_factories_and_sessions_that_come_and_go(engine: Engine, shared: bool) -
 
     for _ in range(used):
         factory = sessionmaker(engine)
-        watched = WatchedSession(SessionSource(factory, give_back, factory if shared else None), Watcher())
+        watched = watch(SessionSource(factory, give_back, factory if shared else None), Watcher())
         watched.session.execute(text("SELECT 1"))
         watched.release()
 
@@ -304,7 +314,7 @@ def test_sqlite_that_has_begun(engine: Engine, watcher: Watcher) -> None:
     with engine.connect() as connection:
         connection.exec_driver_sql("BEGIN")
         factory = sessionmaker(connection, join_transaction_mode="create_savepoint")
-        watched = WatchedSession(SessionSource(factory, give_back, factory), watcher)
+        watched = watch(SessionSource(factory, give_back, factory), watcher)
 
         watched.session.execute(text("SELECT 1"))
 
@@ -315,7 +325,7 @@ def test_sqlite_that_has_begun(engine: Engine, watcher: Watcher) -> None:
 def test_savepoints_begin_nothing(engine: Engine, watcher: Watcher) -> None:
     """A savepoint is opened in the transaction that is there."""
     sent = statements_of(engine)
-    watched = WatchedSession(source_of(engine), watcher)
+    watched = watch(source_of(engine), watcher)
 
     watched.begin(nested=True)
     watched.session.execute(text("SELECT 1"))
@@ -326,7 +336,7 @@ def test_savepoints_begin_nothing(engine: Engine, watcher: Watcher) -> None:
 
 def test_released_savepoint_goes_with_its_transaction(engine: Engine, watcher: Watcher) -> None:
     """A savepoint that was released is lost when the transaction around it rolls back, on SQLite too."""
-    watched = WatchedSession(source_of(engine), watcher)
+    watched = watch(source_of(engine), watcher)
     savepoint = watched.begin(nested=True)
     watched.session.add(Book(title="Emma"))
     savepoint.commit()
@@ -340,7 +350,7 @@ def test_released_savepoint_goes_with_its_transaction(engine: Engine, watcher: W
 def test_sessions_that_nobody_watches(engine: Engine, watcher: Watcher) -> None:
     """A session of the same factory that flask_uow has not opened behaves as ever."""
     source = source_of(engine)
-    WatchedSession(source, watcher).release()
+    watch(source, watcher).release()
 
     with source.open() as session, session.begin():
         session.add(Book(title="Emma"))
