@@ -911,3 +911,17 @@ def test_arguments_without_a_hook(uow: UnitOfWork) -> None:
     """on_commit(None, 1) is no decorator."""
     with uow.transaction(), pytest.raises(ConfigurationError, match=r"on_commit\(\) was given None"):
         uow.on_commit(None, 1)  # type: ignore[call-overload]
+
+
+def test_commit_past_us_outside_any_policy(app: Flask, uow: UnitOfWork, engine: Engine, log: Log) -> None:
+    """Where nobody asked for a policy, the session's own transaction can be ended directly; it is just not told."""
+    uow.init_app(app)
+
+    with app.app_context():
+        uow.session.add(Book(title="Emma"))
+        root = uow.session.get_transaction()
+        assert root is not None
+        root.commit()
+
+    assert titles(engine) == ["Emma"]
+    assert log == ["session_removed"]

@@ -91,22 +91,20 @@ def test_requests_are_settled(app: Flask, db: Database, uow: UnitOfWork, log: Lo
 
 
 def test_work_through_db_alone_is_settled(app: Flask, db: Database) -> None:
-    """Under the app-wide policy a view needs to know db alone, as long as the UnitOfWork has seen the request."""
+    """Under the app-wide policy a view needs to know db alone."""
     app.config["UOW_AUTO_COMMIT"] = True
-    uow = UnitOfWork(db, app)
+    UnitOfWork(db, app)
 
-    @app.before_request
-    def prepare() -> None:
-        assert uow.session is not None
+    @app.post("/<int:status>")
+    def view(status: int) -> tuple[str, int]:
+        db.session.add(Book(title=str(status)))
+        return "", status
 
-    @app.post("/")
-    def view() -> str:
-        db.session.add(Book(title="Emma"))
-        return ""
+    client = app.test_client()
+    client.post("/200")
+    client.post("/400")
 
-    app.test_client().post("/")
-
-    assert titles(engine_of(app, db)) == ["Emma"]
+    assert titles(engine_of(app, db)) == ["200"]
 
 
 def test_request_inside_an_app_context(app: Flask, db: Database, uow: UnitOfWork) -> None:
@@ -150,3 +148,19 @@ def test_scope_function_of_the_users_own(app: Flask) -> None:
     UnitOfWork(usual, app, name="usual")
     with pytest.raises(NoScopeError):
         usual.session()
+
+
+def test_other_sessions_of_lite_are_left_alone(tmp_path: Path) -> None:
+    """Sessions with a name of their own, and those of an app without a UnitOfWork, are the extension's business."""
+    app = Flask("lite")
+    app.config["SQLALCHEMY_ENGINES"] = {"default": f"sqlite:///{tmp_path / 'lite.db'}"}
+    db = SQLAlchemyLite(app=app)
+    uow = UnitOfWork(db)
+
+    with app.app_context():
+        session = db.session
+        assert db.session is session
+        assert db.get_session("second") is not session
+        assert uow.current_transaction is None
+        assert "commit" not in vars(session)
+        db.engine.dispose()
