@@ -15,7 +15,8 @@ from werkzeug.local import LocalProxy
 from flask_uow._core.block import Block, innermost_standalone
 from flask_uow._core.hooks import Hook, Moment, check_callback
 from flask_uow._core.options import TransactionalOptions, check_options
-from flask_uow._core.scope import Scope, run_now
+from flask_uow._core.scope import Scope
+from flask_uow._core.stack import run_now
 from flask_uow._core.transaction import Transaction
 from flask_uow.context import current_app
 from flask_uow.errors import ConfigurationError, NoScopeError, TransactionRequiredError

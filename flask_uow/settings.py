@@ -8,7 +8,7 @@ from http import HTTPMethod
 from typing import Any, Final, cast
 
 from flask_uow._core.options import COMMIT_IF, CommitIf, ManualCommit, Rule, is_commit_if, unknown_name
-from flask_uow._core.scope import HookErrors
+from flask_uow._core.stack import HookErrors
 from flask_uow.errors import ConfigurationError
 
 __all__ = ["Settings", "check_name"]

@@ -1,114 +1,32 @@
-"""The stack of transactions of one context: where they begin, nest and end."""
+"""The session of one context: when it is opened, what may be done to it by hand, and when it is closed."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from time import perf_counter
-from typing import Any, Literal
-
-from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from flask_uow._core.events import (
-    AfterCommit,
-    AfterRollback,
-    BeforeCommit,
-    Completed,
-    Event,
-    Notify,
-    Removed,
-    Started,
-)
-from flask_uow._core.hooks import Failure, Hook, Hooks, Moment
+from flask_uow._core.events import Removed
 from flask_uow._core.options import ManualCommit, Options
-from flask_uow._core.policy import Decision, Judge, on_error
-from flask_uow._core.session import SessionSource, WatchedSession
-from flask_uow._core.transaction import Outcome, Transaction
-from flask_uow.errors import (
-    HookError,
-    ManualTransactionControlError,
-    NoScopeError,
-    TransactionRequiredError,
-    UnexpectedRollbackError,
-)
+from flask_uow._core.policy import Decision
+from flask_uow._core.session import WatchedSession
+from flask_uow._core.stack import Plan, Runtime, Stack, brief
+from flask_uow._core.transaction import Transaction
+from flask_uow.errors import ManualTransactionControlError, NoScopeError
 
-__all__ = ["HookErrors", "Plan", "Runtime", "Scope"]
-
-logger = logging.getLogger("flask_uow")
-
-HookErrors = Literal["log", "raise"]
+__all__ = ["Scope"]
 
 _BY_HAND = Options()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Runtime:
-    """What the scopes of one UnitOfWork need from outside."""
+class Scope(Stack):
+    """One context's session and its transactions. It oversees the session: see `Overseer`."""
 
-    source: SessionSource
-    notify: Notify
-    judge: Judge
-    manual_commit: ManualCommit
-    hook_errors: Callable[[], HookErrors]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A transaction that is there without a block: that of a request under a policy."""
-
-    options: Options
-    label: str
-    by_block: bool
-    """Whether a decorator asked for it, and not the app-wide policy alone: then nobody else may settle it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Drain:
-    """Hooks that are running, and how deep the stack is around them."""
-
-    hooks: Hooks
-    moment: Moment
-    depth: int
-
-
-class Scope:
-    """One context's session and its transactions, the innermost last."""
-
-    __slots__ = (
-        "__weakref__",
-        "_closed_by_hand",
-        "_draining",
-        "_plan",
-        "_planned",
-        "_runtime",
-        "_settling",
-        "_stack",
-        "_telling",
-        "_watched",
-        "closed",
-    )
+    __slots__ = ("__weakref__", "_closed_by_hand", "closed")
 
     def __init__(self, runtime: Runtime, plan: Plan | None = None) -> None:
-        self._runtime = runtime
-        self._plan = plan
-        self._planned: Transaction | None = None
-        self._stack: list[Transaction] = []
-        self._watched: WatchedSession | None = None
-        self._draining: _Drain | None = None
-        self._settling = False
-        self._telling = False
+        super().__init__(runtime, plan)
         self._closed_by_hand = False
         self.closed = False
         """Whether it has come to its end, and no session may be opened in it."""
-
-    @property
-    def runtime(self) -> Runtime:
-        """What it needs from outside."""
-        return self._runtime
-
-    # What users reach
 
     @property
     def session(self) -> Session:
@@ -136,66 +54,6 @@ class Scope:
         self._closed_by_hand = False
         self._watched = WatchedSession(session, self._runtime.source, self)
 
-    def current(self) -> Transaction | None:
-        """Return the innermost transaction; the planned one comes into being here.
-
-        But not for hooks and receivers after the fact: they are outside it, and a block of theirs is a transaction of
-        its own.
-        """
-        if not self._stack and self._plan is not None and not self._is_outside:
-            plan = self._plan
-            self._planned = self._push(Transaction(plan.options, plan.label, by_block=plan.by_block))
-        return self._stack[-1] if self._stack else None
-
-    @property
-    def _is_outside(self) -> bool:
-        """Whether hooks or receivers after the fact are running."""
-        return self._draining is not None or self._telling
-
-    def _push(self, transaction: Transaction) -> Transaction:
-        """Put an outermost transaction on the stack; the session may have begun already."""
-        if self._watched is not None:
-            transaction._root = self._watched.session.get_transaction()
-        self._stack.append(transaction)
-        return transaction
-
-    def active(self, wanted_by: str) -> Transaction:
-        """Return the innermost transaction.
-
-        Raises:
-            TransactionRequiredError: There is none.
-        """
-        transaction = self.current()
-        if transaction is None:
-            raise TransactionRequiredError(wanted_by)
-        return transaction
-
-    def add_hook(self, hook: Hook, *, run_if_inactive: bool) -> None:
-        """Register *hook* with the innermost transaction, or with the hooks that are running.
-
-        Raises:
-            TransactionRequiredError: There is no transaction, and *run_if_inactive* is false.
-        """
-        drain = self._draining
-        if drain is not None and drain.moment is hook.moment and drain.depth == len(self._stack):
-            drain.hooks.add(hook)
-        elif (transaction := self.current()) is not None:
-            transaction._hooks.add(hook)
-        elif run_if_inactive:
-            run_now(hook)
-        else:
-            raise TransactionRequiredError(f"{hook.moment.value}()")
-
-    # Beginning
-
-    def replan(self, plan: Plan | None) -> None:
-        """Let another plan, or none, hold for the transactions to come."""
-        self._plan = plan
-
-    def begin(self, options: Options, label: str) -> Transaction:
-        """Begin an outermost transaction."""
-        return self._push(Transaction(options, label))
-
     def nest(self, options: Options, label: str) -> Transaction:
         """Open a savepoint in the innermost transaction."""
         savepoint = self.session.begin_nested()
@@ -204,86 +62,6 @@ class Scope:
         transaction._savepoint = savepoint
         self._stack.append(transaction)
         return transaction
-
-    def _start(self, transaction: Transaction) -> None:
-        outermost = self._stack[0] if transaction.parent is not None else transaction
-        if outermost._started is None:
-            outermost._started = perf_counter()
-            if self._runtime.notify.wants(Started):
-                self._runtime.notify(Started(outermost))
-
-    # Ending
-
-    def decide(self, error: BaseException, options: Options) -> Decision:
-        """Decide whether the work of a block that raised *error* is kept."""
-        return on_error(error, options, self._runtime.judge)
-
-    def end(
-        self,
-        transaction: Transaction,
-        decision: Decision,
-        error: BaseException | None = None,
-        *,
-        by_hand: bool = False,
-    ) -> None:
-        """End *transaction*, and what is still open inside it.
-
-        Args:
-            transaction: One that is on the stack.
-            decision: Whether to keep its work.
-            error: What its block raised, if it did.
-            by_hand: Whether its blocks are running still, and go on afterwards.
-
-        Raises:
-            UnexpectedRollbackError: It was to commit, and cannot.
-            HookError: Hooks failed, and are to raise.
-        """
-        self._notice(transaction)
-        if transaction._blocks and not by_hand:
-            transaction._doom_by(f"{transaction._blocks[-1][0]}, which had joined it, was never left", None)
-
-        if decision is Decision.ROLLBACK or transaction._rollback_only:
-            self._roll_back(transaction, error)
-        elif transaction._doom is not None:
-            raise self._unexpected(transaction, error)
-        elif transaction._savepoint is not None:
-            self._release_savepoint(transaction, transaction._savepoint)
-        else:
-            self._commit(transaction, error)
-
-    def _notice(self, transaction: Transaction) -> None:
-        """Doom a transaction that is not what its block believes it to be."""
-        unfinished = self._stack[self._stack.index(transaction) + 1 :]
-        if unfinished:
-            transaction._doom_by(f"{unfinished[-1]._label} inside it was never left", None)
-            self._abandon(unfinished)
-
-        root = None if self._watched is None else self._watched.session.get_transaction()
-        if transaction._root is not None and transaction._root is not root:
-            transaction._doom_by("its session was ended past flask_uow, and what became of its work is not known", None)
-
-    @property
-    def planned(self) -> Transaction | None:
-        """The planned transaction, if there is anything to end.
-
-        A session that was used without asking for it again has begun by itself, and counts.
-        """
-        if self._plan is not None and not self._stack and self._in_transaction():
-            self.current()
-        return self._planned if self._planned in self._stack else None
-
-    def settle(self, decision: Decision, error: BaseException | None, then: Plan | None) -> None:
-        """End the planned transaction, if there is anything to end.
-
-        Args:
-            decision: Whether to keep its work.
-            error: What was raised, if it was.
-            then: The plan for what comes after, hooks included.
-        """
-        planned = self.planned
-        self._plan, self._planned = then, None
-        if planned is not None:
-            self.end(planned, decision, error)
 
     def close(self, error: BaseException | None = None) -> None:
         """Roll back what nobody settled, and close the session."""
@@ -297,176 +75,13 @@ class Scope:
             if self._watched is not None:
                 self._remove(self._watched)
 
-    def needs_settling(self) -> bool:
-        """Whether there is a planned transaction, or a session that has begun one by itself."""
-        return self._plan is not None and (bool(self._stack) or self._in_transaction())
-
-    def _in_transaction(self) -> bool:
-        return self._watched is not None and self._watched.session.in_transaction()
-
-    def _commit(self, transaction: Transaction, leaving: BaseException | None) -> None:
-        notify = self._runtime.notify
-        watched = self._watched
-
-        try:
-            if watched is not None and watched.session.in_transaction():
-                self._start(transaction)
-                if notify.wants(BeforeCommit) and not self._may_commit(transaction, watched):
-                    self.end(transaction, Decision.COMMIT, leaving)
-                    return
-                watched.commit()
-        except BaseException as error:
-            if transaction not in self._stack:
-                raise
-            if watched is None or not transaction._stored:
-                self._fail(transaction, error)
-                raise
-            # COMMIT has returned, and a listener of the user's has not: the work is stored, and is told so.
-            watched.recover()
-            self._committed(transaction, error)
-            raise
-
-        self._committed(transaction, leaving)
-
-    def _committed(self, transaction: Transaction, leaving: BaseException | None) -> None:
-        """Tell of a commit, and run its hooks."""
-        self._leave_stack(transaction, Outcome.COMMITTED)
-        try:
-            if transaction._stored and self._runtime.notify.wants(AfterCommit):
-                self._tell_of(AfterCommit(transaction))
-        finally:
-            try:
-                failures = self._drain(transaction._hooks, Moment.COMMIT)
-            finally:
-                self._complete(transaction, Outcome.COMMITTED, None)
-        if failures:
-            self._tell(failures, committed=True, quietly=leaving is not None)
-
-    def _tell_of(self, event: Event) -> None:
-        """Send an event after the fact, to receivers who are outside the transaction."""
-        outer, self._telling = self._telling, True
-        try:
-            self._runtime.notify(event)
-        finally:
-            self._telling = outer
-
-    def _may_commit(self, transaction: Transaction, watched: WatchedSession) -> bool:
-        """Flush, ask the receivers of `BeforeCommit`, and return whether they have left the transaction fit."""
-        self._settling = True
-        try:
-            watched.session.flush()
-            self._runtime.notify(BeforeCommit(transaction, watched.session))
-        finally:
-            self._settling = False
-        return not transaction._rollback_only and transaction._doom is None
-
-    def _roll_back(self, transaction: Transaction, error: BaseException | None, *, others_follow: bool = False) -> None:
-        savepoint = transaction._savepoint
-        in_database = self._in_transaction()
-        if savepoint is None and in_database:
-            self._start(transaction)
-
-        if savepoint is not None:
-            self._roll_back_savepoint(transaction, savepoint)
-        elif in_database and self._watched is not None:
-            self._watched.rollback()
-
-        self._leave_stack(transaction, Outcome.ROLLED_BACK)
-        hooks = transaction._hooks.drop_since(transaction._mark)
-        if savepoint is None and in_database and self._runtime.notify.wants(AfterRollback):
-            self._tell_of(AfterRollback(transaction, error))
-        try:
-            failures = self._drain(hooks, Moment.ROLLBACK, error)
-        finally:
-            if savepoint is None:
-                self._complete(transaction, Outcome.ROLLED_BACK, error)
-        if failures:
-            self._tell(failures, committed=False, quietly=error is not None or others_follow)
-
-    def _fail(self, transaction: Transaction, error: BaseException) -> None:
-        """Roll back a transaction whose end failed with *error*, and say it better where SQLAlchemy cannot know."""
-        if isinstance(error, PendingRollbackError):
-            transaction._doom_by("a flush failed inside it", error)
-            raise self._unexpected(transaction, None)
-        self._roll_back(transaction, error)
-
-    def _unexpected(self, transaction: Transaction, leaving: BaseException | None) -> UnexpectedRollbackError:
-        """Roll back a doomed transaction, and return what to raise."""
-        doom = transaction._doom
-        assert doom is not None
-        caught = doom.error is not None and doom.error is not leaving
-        reason = f"{doom.reason}, and the error was caught" if caught else doom.reason
-        unexpected = UnexpectedRollbackError(f"The work of {transaction._label}", reason)
-        unexpected.__cause__ = doom.error
-        self._roll_back(transaction, unexpected)
-        return unexpected
-
-    def _release_savepoint(self, transaction: Transaction, savepoint: SessionTransaction) -> None:
-        try:
-            savepoint.commit()
-        except BaseException as error:
-            self._fail(transaction, error)
-            raise
-
-        self._stack.pop()
-        transaction._released = True
-        transaction._savepoint = None
-
-    def _roll_back_savepoint(self, transaction: Transaction, savepoint: SessionTransaction) -> None:
-        try:
-            savepoint.rollback()
-        except Exception as error:  # noqa: BLE001 - told by dooming what encloses the savepoint
-            assert transaction.parent is not None
-            transaction.parent._doom_by(
-                f"the savepoint of {transaction._label} could not be rolled back: {_brief(error)}", error
-            )
-
-    def _leave_stack(self, transaction: Transaction, outcome: Outcome) -> None:
-        del self._stack[self._stack.index(transaction) :]
-        transaction._outcome = outcome
-        transaction._savepoint = transaction._root = None
-
-    def _abandon(self, savepoints: list[Transaction]) -> None:
-        """Roll back savepoints that nobody left."""
-        for savepoint in reversed(savepoints):
-            self._roll_back(savepoint, None, others_follow=True)
-
-    def _complete(self, transaction: Transaction, outcome: Outcome, error: BaseException | None) -> None:
-        if transaction._started is not None and self._runtime.notify.wants(Completed):
-            self._tell_of(Completed(transaction, outcome, error, transaction._duration()))
-
     def _remove(self, watched: WatchedSession) -> None:
         self._watched = None
         watched.release()
         if self._runtime.notify.wants(Removed):
             self._runtime.notify(Removed(watched.session))
 
-    def _drain(self, hooks: Hooks, moment: Moment, *args: Any) -> list[Failure]:
-        if not hooks:
-            return []
-
-        outer, self._draining = self._draining, _Drain(hooks, moment, len(self._stack))
-        try:
-            return hooks.run(moment, *args)
-        finally:
-            self._draining = outer
-
-    def _tell(self, failures: list[Failure], *, committed: bool, quietly: bool) -> None:
-        """Log or raise what hooks raised; *quietly* where an error is on its way already, or others must end too."""
-        if self._runtime.hook_errors() == "raise" and not quietly:
-            what = "after the COMMIT: the work is stored" if committed else "after the ROLLBACK: the work is undone"
-            raise HookError(f"Hooks failed {what}", [failure.error for failure in failures], committed)
-
-        for failure in failures:
-            logger.error(
-                "The %s hook %s failed. The work is %s all the same.",
-                failure.hook.moment.value,
-                failure.hook.name,
-                "stored" if committed else "undone",
-                exc_info=failure.error,
-            )
-
-    # What the session asks and tells: the Overseer of _core/session.py
+    # What the session asks
 
     def commit_called(self) -> None:
         """Commit by hand, where that is allowed."""
@@ -505,6 +120,8 @@ class Scope:
         assert self._watched is not None
         return self._watched.begin(nested=nested)
 
+    # What the session tells
+
     def began(self, root: SessionTransaction) -> None:
         """Remember what the outermost transaction's fate hangs on; one that is planned comes into being here."""
         if self.current() is not None:
@@ -520,7 +137,7 @@ class Scope:
         if not self._stack or self._watched is None:
             return
         transaction = self._stack[-1]
-        reason = f"the database refused a statement ({_brief(error)})"
+        reason = f"the database refused a statement ({brief(error)})"
         savepoint = self._watched.session.get_nested_transaction()
         if savepoint is None or savepoint is transaction._savepoint:
             transaction._doom_by(reason, error)
@@ -530,7 +147,9 @@ class Scope:
     def savepoint_lost(self, error: BaseException) -> None:
         """Doom every transaction: MySQL and MariaDB undo all of them at a deadlock, the savepoints included."""
         for transaction in self._stack:
-            transaction._doom_by(f"the database has rolled back more than a savepoint ({_brief(error)})", error)
+            transaction._doom_by(f"the database has rolled back more than a savepoint ({brief(error)})", error)
+
+    # By hand
 
     def _in_block(self) -> bool:
         """Whether somebody else owns the transaction, and not the app-wide policy alone."""
@@ -596,14 +215,3 @@ class Scope:
         if (watched.is_spent or other) and self._watched is watched:
             watched.unwatch()
             self._watched = None
-
-
-def run_now(hook: Hook) -> None:
-    """Run *hook* where there is no transaction to wait for; an ``on_rollback`` hook has nothing to wait for either."""
-    if hook.moment is Moment.COMMIT:
-        hook.callback(*hook.args, **hook.kwargs)
-
-
-def _brief(error: BaseException) -> str:
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

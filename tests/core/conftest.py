@@ -16,8 +16,9 @@ from flask_uow._core.events import Event, Notify
 from flask_uow._core.hooks import Hook, Moment
 from flask_uow._core.options import ManualCommit, TransactionOptions, check_options
 from flask_uow._core.policy import Judge, no_opinion
-from flask_uow._core.scope import HookErrors, Runtime, Scope
+from flask_uow._core.scope import Scope
 from flask_uow._core.session import SessionSource
+from flask_uow._core.stack import HookErrors, Runtime
 
 
 class Base(DeclarativeBase):

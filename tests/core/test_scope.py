@@ -15,8 +15,9 @@ from flask_uow._core.hooks import Hook, Moment
 from flask_uow._core.options import ManualCommit, Options
 from flask_uow._core.policy import Decision
 from flask_uow._core.propagation import Propagation
-from flask_uow._core.scope import Plan, Scope, run_now
+from flask_uow._core.scope import Scope
 from flask_uow._core.session import SessionSource
+from flask_uow._core.stack import Plan, run_now
 from flask_uow._core.transaction import Outcome, State, Transaction
 from flask_uow.errors import (
     HookError,
