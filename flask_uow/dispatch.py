@@ -214,9 +214,9 @@ class Dispatch:
             if before is None:
                 # Nobody has come by full_dispatch_request(): dispatch is called by hand.
                 enter_request()
+                self._replan(attributes)
 
             attributes[PHASE] = VIEW
-            self._replan(attributes)
             try:
                 value = original(*args, **kwargs)
                 if IN_USE in attributes:
@@ -225,8 +225,10 @@ class Dispatch:
                 self._settle_error(attributes, error)
                 raise
             finally:
-                attributes[PHASE] = None if before is None else AFTER_VIEW
-                self._replan(attributes)
+                attributes[PHASE] = AFTER_VIEW
+                if before is None:
+                    attributes[PHASE] = None
+                    self._replan(attributes)
             return value
 
         return dispatch_request
@@ -283,6 +285,8 @@ class Dispatch:
 
     def _settle_view(self, attributes: Attributes, value: Any) -> Any:
         if not any(scope.needs_settling() for scope in current_slot().scopes.values()):
+            attributes[PHASE] = AFTER_VIEW
+            self._replan(attributes)
             return value
 
         response = self._app.make_response(value)
