@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
@@ -81,20 +81,26 @@ def _of_registry(registry: scoped_session[Any]) -> SessionSource:
     source = SessionSource(
         registry, _RemoveFrom(registry), factory if isinstance(factory, sessionmaker) else None, is_registry=True
     )
-    create = registry.registry.createfunc
-
-    def create_and_tell() -> Session:
-        return _tell(source, create())
-
     # Others use the registry without asking us, and their work is a part of the transaction all the same.
-    registry.registry.createfunc = create_and_tell
+    announcing = registry.registry.createfunc
+    if not isinstance(announcing, _Announcing):
+        announcing = registry.registry.createfunc = _Announcing(announcing)
+    announcing.sources.add(source)
     return source
 
 
-def _tell(source: SessionSource, session: Session) -> Session:
-    for tell in source.on_open:
-        tell(session)
-    return session
+class _Announcing:
+    """A registry's way to make a session, and to tell whom it was given to. It is put there once."""
+
+    def __init__(self, create: Callable[[], Session]) -> None:
+        self._create = create
+        self.sources: WeakSet[SessionSource] = WeakSet()
+
+    def __call__(self) -> Session:
+        session = self._create()
+        for source in list(self.sources):
+            source.tell(session)
+        return session
 
 
 def _of_flask_sqlalchemy_lite(db: Any) -> SessionSource:
@@ -102,27 +108,39 @@ def _of_flask_sqlalchemy_lite(db: Any) -> SessionSource:
 
     It keeps its own on g, which a request inside an ``app_context()`` shares with it on Flask 3.1.
     """
-    get_session: Callable[..., Session] = db.get_session
-    sessions: WeakKeyDictionary[Slot, Session] = WeakKeyDictionary()
+    get_session = db.get_session
+    if not isinstance(get_session, _OneForEachContext):
+        get_session = db.get_session = _OneForEachContext(db, get_session)
+    source = SessionSource(get_session, _close, is_registry=True)
+    get_session.sources.add(source)
+    return source
 
-    def get_and_tell(name: str = "default") -> Session:
+
+class _OneForEachContext:
+    """What stands in for Flask-SQLAlchemy-Lite's ``get_session()``. It is put there once."""
+
+    def __init__(self, db: Any, get_session: Callable[..., Session]) -> None:
+        self._db = db
+        self._get_session = get_session
+        self._sessions: WeakKeyDictionary[Slot, Session] = WeakKeyDictionary()
+        self.sources: WeakSet[SessionSource] = WeakSet()
+
+    def __call__(self, name: str = "default") -> Session:
         if name != "default":
-            return get_session(name)
+            return self._get_session(name)
 
         slot = current_slot()
-        session = sessions.get(slot)
+        session = self._sessions.get(slot)
         if session is None:
-            session = _tell(source, db.sessionmaker())
+            session = self._db.sessionmaker()
+            for source in list(self.sources):
+                source.tell(session)
             if OVERSEEN not in session.info:
-                # An app that the UnitOfWork was not initialised with: nobody but its owner would close it.
+                # An app that no UnitOfWork was initialised with: nobody but its owner would close it.
                 session.close()
-                return get_session(name)
-            sessions[slot] = session
+                return self._get_session(name)
+            self._sessions[slot] = session
         return session
-
-    source = SessionSource(get_and_tell, _close, is_registry=True)
-    db.get_session = get_and_tell
-    return source
 
 
 def _of_flask_sqlalchemy(registry: scoped_session[Any]) -> SessionSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,21 @@ def test_other_sessions_of_lite_are_left_alone(tmp_path: Path) -> None:
         assert uow.current_transaction is None
         assert "commit" not in vars(session)
         db.engine.dispose()
+
+
+def test_registry_is_changed_once(app: Flask, db: Database) -> None:
+    """However many UnitOfWork objects there were, the registry's own way to a session is wrapped once."""
+    for _ in range(3):
+        UnitOfWork(db)
+    uow = UnitOfWork(db, app)
+    gc.collect()
+
+    if isinstance(db, SQLAlchemy):
+        announcing: Any = db.session.registry.createfunc
+        inner = announcing._create
+    else:
+        announcing = db.get_session
+        inner = announcing._get_session
+
+    assert type(inner) is not type(announcing)
+    assert list(announcing.sources) == [uow._source]

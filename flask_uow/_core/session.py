@@ -25,7 +25,7 @@ OVERSEEN: Final = "flask_uow.overseer"
 """The key in ``session.info`` of a session that is watched."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class SessionSource:
     """Where sessions come from, and how they are given back."""
 
@@ -39,6 +39,11 @@ class SessionSource:
 
     on_open: list[Callable[[Session], None]] = field(default_factory=list)
     """Who is told when somebody else has made a registry open a session."""
+
+    def tell(self, session: Session) -> None:
+        """Tell them."""
+        for listener in self.on_open:
+            listener(session)
 
 
 class Overseer(Protocol):
