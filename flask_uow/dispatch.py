@@ -176,7 +176,8 @@ class Dispatch:
             self._wrap()
 
         attributes = enter_request()
-        self._replan(attributes)
+        if IN_USE in attributes:
+            self._replan(attributes)
         try:
             response: Response = self._full_dispatch(*args, **kwargs)
             if IN_USE in attributes:
@@ -190,7 +191,8 @@ class Dispatch:
             raise
         finally:
             attributes[PHASE] = None
-            self._replan(attributes)
+            if IN_USE in attributes:
+                self._replan(attributes)
         return response
 
     def _wrap(self) -> None:
