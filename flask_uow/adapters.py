@@ -44,14 +44,14 @@ def session_source(sessions: Any) -> SessionSource:
         ConfigurationError: It is none of these.
     """
     if isinstance(sessions, sessionmaker):
-        return SessionSource(sessions, _close, sessions)
+        return SessionSource(sessions, _close)
     if isinstance(sessions, scoped_session):
         return _of_registry(sessions)
     if isinstance(sessions, Engine):
         # Ours alone: use after close() is an error and not a second, forgotten transaction; and what a committed
         # view returned can be rendered without reading it again.
         maker = sessionmaker(sessions, expire_on_commit=False, close_resets_only=False)
-        return SessionSource(maker, _close, maker)
+        return SessionSource(maker, _close)
 
     if isinstance(registry := inspect.getattr_static(sessions, "session", None), scoped_session):
         return _of_flask_sqlalchemy(registry)
@@ -76,15 +76,17 @@ def session_source(sessions: Any) -> SessionSource:
 
 
 def _of_registry(registry: scoped_session[Any]) -> SessionSource:
-    # The annotation promises a sessionmaker, and scoped_session() takes any callable.
-    factory: object = registry.session_factory
-    source = SessionSource(
-        registry, _RemoveFrom(registry), factory if isinstance(factory, sessionmaker) else None, is_registry=True
-    )
+    # One that goes by our contexts has no session from before. Any other can have one, of the same thread.
+    by_context = getattr(registry.registry, "scopefunc", None) is current_slot
+    find_open = None if by_context else lambda: registry() if registry.registry.has() else None
+    source = SessionSource(registry, _RemoveFrom(registry), is_registry=True, find_open=find_open)
+
     # Others use the registry without asking us, and their work is a part of the transaction all the same.
     announcing = registry.registry.createfunc
     if not isinstance(announcing, _Announcing):
         announcing = registry.registry.createfunc = _Announcing(announcing)
+        # registry(autoflush=False) goes past that.
+        setattr(registry, "session_factory", announcing)  # noqa: B010 - it is annotated as a sessionmaker
     announcing.sources.add(source)
     return source
 
@@ -92,12 +94,16 @@ def _of_registry(registry: scoped_session[Any]) -> SessionSource:
 class _Announcing:
     """A registry's way to make a session, and to tell whom it was given to. It is put there once."""
 
-    def __init__(self, create: Callable[[], Session]) -> None:
+    def __init__(self, create: Callable[..., Session]) -> None:
         self._create = create
         self.sources: WeakSet[SessionSource] = WeakSet()
 
-    def __call__(self) -> Session:
-        session = self._create()
+    def __getattr__(self, name: str) -> Any:
+        # What a sessionmaker has beside the call, such as configure().
+        return getattr(self._create, name)
+
+    def __call__(self, **options: Any) -> Session:
+        session = self._create(**options)
         for source in list(self.sources):
             source.tell(session)
         return session
@@ -149,9 +155,15 @@ def _of_flask_sqlalchemy(registry: scoped_session[Any]) -> SessionSource:
     Its own scope is the id() of the app context. Another context can have that id later, and on Flask 3.1 a request
     inside an ``app_context()`` has it too. A scope function of the user's own is left alone.
     """
-    scopefunc = getattr(registry.registry, "scopefunc", None)
+    scopefunc: Any = getattr(registry.registry, "scopefunc", None)
     if getattr(scopefunc, "__module__", "").partition(".")[0] == "flask_sqlalchemy":
-        setattr(registry.registry, "scopefunc", current_slot)  # noqa: B010 - not every kind of registry has one
+
+        def scope() -> object:
+            app = current_app()
+            # An app without a UnitOfWork has nobody but Flask-SQLAlchemy to remove its sessions.
+            return scopefunc() if app is not None and "uow" not in app.extensions else current_slot()
+
+        setattr(registry.registry, "scopefunc", scope)  # noqa: B010 - not every kind of registry has one
     return _of_registry(registry)
 
 

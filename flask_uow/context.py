@@ -248,6 +248,13 @@ class _Closers:
         self._closers.insert(len(self._closers) if always else 0, closer)
         self.always = self.always or always
 
+    def prepare(self) -> None:
+        """Let the scopes know, for a teardown function of somebody else's may close their sessions."""
+        place, key = _place(_cv_app.get())
+        slot: Slot | None = place.get(key)
+        for scope in slot.scopes.values() if slot is not None else ():
+            scope.ending = True
+
     def leave(self, arguments: tuple[Any, ...]) -> None:
         place, key = _place(_cv_app.get())
         slot = place.get(key)
@@ -281,6 +288,8 @@ def on_leaving(app: Flask, closer: Closer, *, always: bool) -> None:
     closers.add(closer, always=always)
 
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
+        if _ends(_cv_app.get()):
+            closers.prepare()
         try:
             original_appcontext(*args, **kwargs)
         finally:
@@ -288,6 +297,8 @@ def on_leaving(app: Flask, closer: Closer, *, always: bool) -> None:
                 closers.leave((*args, *kwargs.values()))
 
     def do_teardown_request(*args: Any, **kwargs: Any) -> None:
+        if IN_USE in vars(REQUEST_CONTEXT.get()):
+            closers.prepare()
         try:
             original_request(*args, **kwargs)
         finally:

@@ -49,7 +49,7 @@ _NOTHING: Final = object()
 class Managed:
     """One UnitOfWork in one application."""
 
-    __slots__ = ("_app", "_owner", "_plans", "name", "runtime", "settings")
+    __slots__ = ("_app", "_owner", "_plans", "_source", "name", "runtime", "settings")
 
     def __init__(self, app: Flask, owner: object, name: str, source: SessionSource, settings: Settings) -> None:
         self._app = app
@@ -57,6 +57,7 @@ class Managed:
         self._plans: dict[tuple[str | None, str], RequestPlan] = {}
         self.name = name
         self.settings = settings
+        self._source = source
         self.runtime = Runtime(
             source,
             Publisher(app, self._synchronise),
@@ -72,6 +73,17 @@ class Managed:
         if scope is None:
             scope = slot.scopes[self] = Scope(self.runtime, self.plan_in(slot))
         return scope
+
+    @property
+    def has_registry(self) -> bool:
+        """Whether its sessions can be open before anybody asks for one."""
+        return self._source.find_open is not None
+
+    def adopt_open(self) -> None:
+        """Take care of a session that a registry has open from before the request."""
+        session = None if self._source.find_open is None else self._source.find_open()
+        if session is not None:
+            self.scope().adopt(session)
 
     def request_plan(self, slot: Slot) -> RequestPlan:
         """Return what is done with the request of *slot*; found once for each endpoint and method."""
@@ -154,6 +166,7 @@ class Dispatch:
         self._app = app
         self._lock = threading.Lock()
         self.managed: dict[object, Managed] = {}
+        self._with_registries: list[Managed] = []
 
         self._full_dispatch = bound_late(app, "full_dispatch_request")
         self._exception = bound_late(app, "handle_exception")
@@ -163,6 +176,12 @@ class Dispatch:
         for name in ("full_dispatch_request", "handle_exception"):
             setattr(app, name, getattr(self, name))
         on_leaving(app, _close, always=False)
+
+    def add(self, owner: object, managed: Managed) -> None:
+        """Serve another UnitOfWork, after those that are there."""
+        self.managed[owner] = managed
+        if managed.has_registry:
+            self._with_registries.append(managed)
 
     # The wrappers. They pass on whatever arguments Flask gives: 3.2 puts the context first.
 
@@ -179,6 +198,8 @@ class Dispatch:
         if IN_USE in attributes:
             self._replan(attributes)
         try:
+            for managed in self._with_registries:
+                managed.adopt_open()
             response: Response = self._full_dispatch(*args, **kwargs)
             if IN_USE in attributes:
                 try:
@@ -252,7 +273,8 @@ class Dispatch:
 
     def handle_exception(self, *args: Any, **kwargs: Any) -> Response:
         """Let the handler of a 500 work in a clean session, and settle its work by its response."""
-        attributes = _request_attributes()
+        # A request whose context failed to come up has not been entered yet.
+        attributes = {} if REQUEST_CONTEXT.get(None) is None else enter_request()
         attributes[PHASE] = AFTER_VIEW
         self._replan(attributes)
         try:

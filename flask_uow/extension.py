@@ -61,8 +61,8 @@ class UnitOfWork:
     Without an app it gives scripts, workers and notebooks `transaction` alone.
 
     Args:
-        sessions: A ``sessionmaker``, a function without arguments that returns a ``Session``, a ``scoped_session``, or
-            an ``Engine``.
+        sessions: A ``sessionmaker``, a function without arguments that returns a ``Session``, a ``scoped_session``,
+            an ``Engine``, or the ``db`` of Flask-SQLAlchemy or Flask-SQLAlchemy-Lite.
         app: The application, or None to call `init_app` later, once for each application.
         name: Tells several objects of one app apart. One called "reports" reads ``UOW_REPORTS_AUTO_COMMIT`` where the
             one called "default" reads ``UOW_AUTO_COMMIT``.
@@ -132,7 +132,7 @@ class UnitOfWork:
 
         if registry is None:
             registry = app.extensions["uow"] = _Registry(Dispatch(app))
-        registry.dispatch.managed[self] = Managed(app, self, self._name, self._source, settings)
+        registry.dispatch.add(self, Managed(app, self, self._name, self._source, settings))
         registry[self._name] = self
 
     @property

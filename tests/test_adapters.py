@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_ses
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from flask_uow import ConfigurationError, UnitOfWork, flask_scoped_session
-from flask_uow.adapters import session_source
 from tests.conftest import Book, titles
 
 
@@ -167,16 +166,6 @@ def test_what_opens_no_session(sessions: Any) -> None:
         pytest.fail("the body ran")
 
     assert uow.current_transaction is None
-
-
-@pytest.mark.parametrize(("shared", "kind"), [(True, "sessionmaker"), (False, "function")])
-def test_one_listener_for_a_factory(engine: Engine, shared: bool, kind: str) -> None:
-    """A sessionmaker is listened to as one, and what only opens sessions is not."""
-    maker = sessionmaker(engine)
-
-    source = session_source(maker if kind == "sessionmaker" else maker.__call__)
-
-    assert (source.factory is maker) is shared
 
 
 # scoped_session

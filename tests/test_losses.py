@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextvars
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -13,7 +15,9 @@ from typing import Any
 
 import pytest
 from flask import Flask, Response, abort, redirect
-from sqlalchemy import Engine, create_engine, event, insert, text, update
+from flask import session as session_of_flask
+from flask.sessions import SecureCookieSessionInterface
+from sqlalchemy import Engine, create_engine, event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
@@ -925,3 +929,186 @@ def test_commit_past_us_outside_any_policy(app: Flask, uow: UnitOfWork, engine: 
 
     assert titles(engine) == ["Emma"]
     assert log == ["session_removed"]
+
+
+# What a maintainer found
+
+
+def test_registry_that_had_a_session_open(app: Flask, engine: Engine) -> None:
+    """Work in a session that the thread's registry had open before the request is settled like any other."""
+    registry = scoped_session(sessionmaker(engine))
+    registry.execute(text("SELECT 1"))
+    UnitOfWork(registry, app, auto_commit=True)
+
+    @app.post("/<int:status>")
+    def view(status: int) -> tuple[str, int]:
+        registry.add(Book(title=str(status)))
+        return "", status
+
+    client = app.test_client()
+    client.post("/200")
+    registry.execute(text("SELECT 1"))
+    client.post("/400")
+
+    assert titles(engine) == ["200"]
+
+
+def test_registry_that_is_given_options(app: Flask, books: flask_scoped_session, engine: Engine) -> None:
+    """A session made with options of its own, and one made after configure(), are under the policy too."""
+    with app.app_context():
+        books.configure(expire_on_commit=False)
+
+    @app.post("/")
+    def view() -> str:
+        session = books(autoflush=False)
+        assert (session.autoflush, session.expire_on_commit) == (False, False)
+        session.add(Book(title="Emma"))
+        return ""
+
+    app.test_client().post("/")
+
+    assert titles(engine) == ["Emma"]
+
+
+def test_second_session_of_a_registry(app: Flask, books: flask_scoped_session, engine: Engine) -> None:
+    """One that is opened while the first has work to settle cannot be kept with it, and nothing is."""
+
+    @app.post("/")
+    def view() -> str:
+        held = current_session()
+        books.remove()
+        held.add(Book(title="held"))
+        current_session.add(Book(title="second"))
+        return "stored"
+
+    assert app.test_client().post("/").status_code == 500
+    assert titles(engine) == []
+
+
+@pytest.mark.parametrize("target", ["class", "subclass", "factory"])
+def test_raising_listener_wherever_it_listens(engine: Engine, target: str) -> None:
+    """Stored work is told as stored, whatever the user's listener is on and however sessions are made."""
+
+    class Mine(Session):
+        pass
+
+    factory = sessionmaker(engine, class_=Mine)
+    heard: Any = {"class": Session, "subclass": Mine, "factory": factory}[target]
+    uow = UnitOfWork(factory.__call__)
+    ran: list[str] = []
+
+    def broken(_session: Session) -> None:
+        raise ZeroDivisionError
+
+    event.listen(heard, "after_commit", broken)
+    try:
+        with pytest.raises(ZeroDivisionError), uow.transaction() as session:
+            session.add(Book(title="Emma"))
+            uow.on_commit(ran.append, "hook")
+    finally:
+        event.remove(heard, "after_commit", broken)
+
+    assert (titles(engine), ran) == (["Emma"], ["hook"])
+
+
+def test_session_begin_after_a_failed_flush(app: Flask, uow: UnitOfWork, engine: Engine) -> None:
+    """A 'with session.begin():' that a failed flush has ended is over, and the next one is kept."""
+    app.config["UOW_AUTO_COMMIT"] = True
+    uow.init_app(app)
+
+    @app.post("/")
+    def view() -> str:
+        session = uow.session
+        with session.begin():
+            session.add(Book(id=1, title="first"))
+        session.expunge_all()
+        with suppress(IntegrityError), session.begin():
+            session.add(Book(id=1, title="same key"))
+            session.flush()
+        with session.begin():
+            session.add(Book(title="second"))
+        session.begin().close()
+        return ""
+
+    assert app.test_client().post("/").status_code == 200
+    assert titles(engine) == ["first", "second"]
+
+
+def test_hook_at_the_end_of_session_begin(app: Flask, uow: UnitOfWork, engine: Engine) -> None:
+    """A hook that runs at the end of 'with session.begin():' can use the session."""
+    app.config["UOW_AUTO_COMMIT"] = True
+    uow.init_app(app)
+    seen: list[Any] = []
+
+    @app.post("/")
+    def view() -> str:
+        with uow.session.begin():
+            uow.session.add(Book(title="Emma"))
+
+            @uow.on_commit
+            def look() -> None:
+                with uow.transaction() as session:
+                    seen.append(list(session.scalars(select(Book.title))))
+
+        return ""
+
+    app.test_client().post("/")
+
+    assert seen == [["Emma"]]
+
+
+def test_savepoint_that_failed_is_let_go(uow: UnitOfWork) -> None:
+    """The mark on a savepoint of the user's own keeps nothing alive."""
+    with uow.transaction() as session:
+        session.execute(insert(Book).values(id=1, title="outer"))
+        savepoint = session.begin_nested()
+        with suppress(IntegrityError):
+            session.execute(insert(Book).values(id=1, title="same key"))
+        savepoint.rollback()
+        gone = weakref.ref(savepoint)
+        gc.disable()
+        try:
+            del savepoint
+            assert gone() is None
+        finally:
+            gc.enable()
+
+
+def test_work_of_the_500_handler_when_the_context_failed(app: Flask, uow: UnitOfWork, engine: Engine) -> None:
+    """When the cookie session cannot be opened, the 500 handler's work is still settled by its response."""
+    app.config["UOW_AUTO_COMMIT"] = True
+    uow.init_app(app)
+
+    class Broken(SecureCookieSessionInterface):
+        def open_session(self, *_args: Any) -> Any:
+            raise LookupError
+
+    app.session_interface = Broken()
+    app.add_url_rule("/", "index", lambda: str(session_of_flask.get("user")))
+
+    @app.errorhandler(500)
+    def handle(_error: Exception) -> str:
+        uow.session.add(Book(title="noted"))
+        return "noted"
+
+    with suppress(LookupError):
+        assert app.test_client().get("/").text == "noted"
+        assert titles(engine) == ["noted"]
+        return
+    pytest.fail("the error was not handled")
+
+
+def test_second_session_without_a_policy(app: Flask, engine: Engine) -> None:
+    """Where nobody asked for a policy, both sessions are the user's own to settle."""
+    registry = flask_scoped_session(sessionmaker(engine), app)
+    UnitOfWork(registry, app)
+
+    with app.app_context():
+        held = registry()
+        registry.remove()
+        held.add(Book(title="held"))
+        registry.add(Book(title="second"))
+        held.commit()
+        registry.commit()
+
+    assert titles(engine) == ["held", "second"]

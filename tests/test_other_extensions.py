@@ -183,3 +183,33 @@ def test_registry_is_changed_once(app: Flask, db: Database) -> None:
 
     assert type(inner) is not type(announcing)
     assert list(announcing.sources) == [uow._source]
+
+
+def test_block_that_was_never_left(app: Flask, db: Database, uow: UnitOfWork, log: Log) -> None:
+    """Their teardown may close the session before ours, with a block still open in it: rolled back, and no error."""
+    with app.app_context():
+        uow.transaction().__enter__().add(Book(title="abandoned"))
+        session_of(db).flush()
+
+    assert titles(engine_of(app, db)) == []
+    assert log.count("after_rollback") == 1
+
+
+def test_app_without_the_policy(tmp_path: Path) -> None:
+    """Another app of the same db, which no UnitOfWork was initialised with, is served as if there were none."""
+    app = Flask("plain")
+    app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{tmp_path / 'plain.db'}"
+    db = SQLAlchemy(app)
+    UnitOfWork(db)
+
+    @app.get("/")
+    def view() -> str:
+        return str(db.session.scalar(db.select(1)))
+
+    with app.app_context():
+        engine = db.engine
+        assert app.test_client().get("/").text == "1"
+
+    assert_nothing_checked_out(engine)
+    assert db.session.registry.registry == {}
+    engine.dispose()

@@ -20,11 +20,14 @@ _BY_HAND = Options()
 class Scope(Stack):
     """One context's session and its transactions. It oversees the session: see `Overseer`."""
 
-    __slots__ = ("__weakref__", "_closed_by_hand", "closed")
+    __slots__ = ("__weakref__", "_closed_by_hand", "closed", "ending")
 
     def __init__(self, runtime: Runtime, plan: Plan | None = None) -> None:
         super().__init__(runtime, plan)
         self._closed_by_hand = False
+        self.ending = False
+        """Whether its context ends, so that others may close the session before we do."""
+
         self.closed = False
         """Whether it has come to its end, and no session may be opened in it."""
 
@@ -47,7 +50,11 @@ class Scope(Stack):
     def adopt(self, session: Session) -> None:
         """Watch a session that was opened for this scope, by us or by somebody else who has asked the registry."""
         watched = self._watched
-        if self.closed or (watched is not None and (watched.session is session or watched.session.in_transaction())):
+        if self.closed or (watched is not None and watched.session is session):
+            return
+        if watched is not None and watched.session.in_transaction():
+            if self.current() is not None:
+                self._stack[0]._doom_by("a second session was opened in it while the first had work to settle", None)
             return
         if watched is not None:
             watched.unwatch()
@@ -197,9 +204,10 @@ class Scope(Stack):
             self._stack.append(successor)
 
     def _end_by_hand(self, method: str) -> WatchedSession:
-        if self._in_block():
+        if self._in_block() and not self.ending:
             raise self._refused(method)
         if (transaction := self._by_hand()) is not None:
+            self._abandon(self._stack[1:])
             self._roll_back(transaction, None)
         assert self._watched is not None
         return self._watched

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction
 
 from flask_uow.errors import ConfigurationError, UnexpectedRollbackError
 
@@ -31,11 +31,11 @@ class SessionSource:
 
     open: Callable[[], Session]
     release: Callable[[Session], None]
-    factory: sessionmaker[Session] | None = None
-    """The sessionmaker behind *open*, where there is one: its sessions are listened to all at once."""
-
     is_registry: bool = False
     """Whether *open* returns the same session in a scope until it is removed, and others call it as well."""
+
+    find_open: Callable[[], Session | None] | None = None
+    """Finds a session that a registry had open before there was a scope for it, where that can be."""
 
     on_open: list[Callable[[Session], None]] = field(default_factory=list)
     """Who is told when somebody else has made a registry open a session."""
@@ -85,7 +85,6 @@ _overseers: WeakKeyDictionary[Connection, Overseer] = WeakKeyDictionary()
 _SHADOWED: Final = ("commit", "rollback", "close", "reset", "begin")
 
 # event.contains() goes by id(), and takes a new session at an old address for one that is listened to.
-_sessions_listened_to: WeakSet[object] = WeakSet()
 _engines_listened_to: WeakSet[object] = WeakSet()
 
 
@@ -109,7 +108,7 @@ class WatchedSession:
         vars(session).update({name: partial(self._called, name) for name in _SHADOWED})
         vars(session)["_connection_for_bind"] = self._connect
         session.info[OVERSEEN] = overseer
-        _listen(session if source.factory is None else source.factory)
+        _listen()
 
         root = session.get_transaction()
         if root is not None:
@@ -163,25 +162,36 @@ class WatchedSession:
         begun = type(self.session).begin(self.session, nested=nested)
         if not nested:
             self._begun = begun
-            vars(begun).update(commit=self._overseer.commit_called, rollback=self._overseer.rollback_called)
+            # SQLAlchemy's own with statement closes it, and nothing else, when a flush has failed inside.
+            vars(begun).update(
+                commit=self._overseer.commit_called,
+                rollback=self._overseer.rollback_called,
+                close=self._overseer.rollback_called,
+            )
         return begun
 
     def spoil(self, savepoint: SessionTransaction, reason: str, error: BaseException) -> None:
         """Keep a savepoint of the user's own, in which *error* happened, from being released: only rolled back."""
+        reference = ref(savepoint)
 
         def commit(*_args: Any, **_kwargs: Any) -> None:
-            vars(savepoint).pop("commit", None)
-            savepoint.rollback()
+            spoilt = reference()
+            assert spoilt is not None
+            vars(spoilt).pop("commit", None)
+            spoilt.rollback()
             raise UnexpectedRollbackError("The work of a savepoint", f"{reason}, and the error was caught") from error
 
         vars(savepoint).setdefault("commit", commit)
 
     def _let_go(self) -> None:
         """Give what ``session.begin()`` returned its own methods back."""
-        if self._begun is not None:
-            vars(self._begun).pop("commit", None)
-            vars(self._begun).pop("rollback", None)
-            self._begun = None
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            for name in ("commit", "rollback", "close"):
+                vars(begun).pop(name, None)
+            # Inside its with statement the session refuses to begin again, and hooks run there.
+            if getattr(self.session, "_trans_context_manager", None) is begun:
+                self.session._trans_context_manager = None
 
     def close(self) -> None:
         """Do what ``session.close()`` does without us."""
@@ -235,23 +245,31 @@ def _check(session: object) -> None:
         )
 
 
-def _listen(target: object) -> None:
-    if target not in _sessions_listened_to:
-        event.listen(target, "after_begin", _after_begin)
-        # Before the user's own listeners, one of which may raise.
-        event.listen(target, "after_commit", _after_commit, insert=True)
-        _sessions_listened_to.add(target)
+def _listen() -> None:
+    """Listen to all sessions; those that nobody watches cost a look into a dict.
+
+    On the class, for its listeners come before those of a sessionmaker, of a subclass and of an instance; and first,
+    for one of the user's may raise.
+    """
+    if not event.contains(Session, "after_commit", _after_commit):
+        event.listen(Session, "after_begin", _after_begin, insert=True)
+        event.listen(Session, "after_commit", _after_commit, insert=True)
+
+
+def _overseer_of(session: Session) -> Overseer | None:
+    overseer: Overseer | None = vars(session).get("info", {}).get(OVERSEEN)
+    return overseer
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    overseer = session.info.get(OVERSEEN)
+    overseer = _overseer_of(session)
     if overseer is not None and not transaction.nested:
         overseer.began(transaction)
         _take(connection, overseer)
 
 
 def _after_commit(session: Session) -> None:
-    overseer = session.info.get(OVERSEEN)
+    overseer = _overseer_of(session)
     if overseer is not None and not session.in_nested_transaction():
         overseer.committed()
 

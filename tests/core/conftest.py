@@ -74,8 +74,7 @@ def give_back(session: Session) -> None:
 
 
 def source_of(engine: Engine) -> SessionSource:
-    factory = sessionmaker(engine)
-    return SessionSource(factory, give_back, factory)
+    return SessionSource(sessionmaker(engine), give_back)
 
 
 def make_runtime(

@@ -517,7 +517,7 @@ def test_closed_by_hand(scope: Scope, engine: Engine) -> None:
 def test_closed_by_hand_for_good(engine: Engine) -> None:
     """One that cannot be used after its close() is followed by another."""
     factory = sessionmaker(engine, close_resets_only=False)
-    scope = Scope(make_runtime(SessionSource(factory, give_back, factory)))
+    scope = Scope(make_runtime(SessionSource(factory, give_back)))
     session = scope.session
     session.close()
 

@@ -241,11 +241,9 @@ def test_errors_while_connecting_are_told(tmp_path: Path, watcher: Watcher) -> N
     watched.release()
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["sessionmaker", "function"])
-def test_listening_once(engine: Engine, watcher: Watcher, shared: bool) -> None:
+def test_listening_once(engine: Engine, watcher: Watcher) -> None:
     """However many sessions there were, an error is told once."""
-    factory = sessionmaker(engine)
-    source = SessionSource(factory, give_back, factory if shared else None)
+    source = source_of(engine)
     for _ in range(3):
         earlier = watch(source, Watcher())
         earlier.session.connection()
@@ -293,15 +291,13 @@ def test_sqlite_begins_at_once(tmp_path: Path, watcher: Watcher, isolation_level
     watched.release()
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["sessionmaker", "function"])
-def test_factories_and_sessions_that_come_and_go(engine: Engine, shared: bool) -> None:
+def test_factories_and_sessions_that_come_and_go(engine: Engine) -> None:
     """A new factory or session is listened to, even where an old one was in memory."""
     sent = statements_of(engine)
     used = 100
 
     for _ in range(used):
-        factory = sessionmaker(engine)
-        watched = watch(SessionSource(factory, give_back, factory if shared else None), Watcher())
+        watched = watch(source_of(engine), Watcher())
         watched.session.execute(text("SELECT 1"))
         watched.release()
 
@@ -314,7 +310,7 @@ def test_sqlite_that_has_begun(engine: Engine, watcher: Watcher) -> None:
     with engine.connect() as connection:
         connection.exec_driver_sql("BEGIN")
         factory = sessionmaker(connection, join_transaction_mode="create_savepoint")
-        watched = watch(SessionSource(factory, give_back, factory), watcher)
+        watched = watch(SessionSource(factory, give_back), watcher)
 
         watched.session.execute(text("SELECT 1"))
 
@@ -357,3 +353,14 @@ def test_sessions_that_nobody_watches(engine: Engine, watcher: Watcher) -> None:
 
     assert titles(engine) == ["Emma"]
     assert watcher.calls == []
+
+
+def test_private_parts_of_sqlalchemy(engine: Engine) -> None:
+    """What is read of SQLAlchemy that is not public is where it was."""
+    with Session(engine, close_resets_only=False) as session, session.begin() as begun:
+        connection = session._connection_for_bind(engine)
+        in_block = session._trans_context_manager
+
+        assert connection in {entry[0] for entry in begun._connections.values()}
+        assert in_block is begun
+    assert session._close_state.name == "CLOSED"
