@@ -6,7 +6,7 @@ import logging
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary, WeakSet, ref
 
@@ -245,15 +245,15 @@ def _check(session: object) -> None:
         )
 
 
+@cache
 def _listen() -> None:
     """Listen to all sessions; those that nobody watches cost a look into a dict.
 
     On the class, for its listeners come before those of a sessionmaker, of a subclass and of an instance; and first,
     for one of the user's may raise.
     """
-    if not event.contains(Session, "after_commit", _after_commit):
-        event.listen(Session, "after_begin", _after_begin, insert=True)
-        event.listen(Session, "after_commit", _after_commit, insert=True)
+    event.listen(Session, "after_begin", _after_begin, insert=True)
+    event.listen(Session, "after_commit", _after_commit, insert=True)
 
 
 def _overseer_of(session: Session) -> Overseer | None:
