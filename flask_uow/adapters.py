@@ -33,12 +33,13 @@ _ALLOWED: Final = (
 )
 
 
-def session_source(sessions: Any) -> SessionSource:
+def session_source(sessions: Any, tell: Callable[[Session], None]) -> SessionSource:
     """Return the source of sessions that *sessions* is.
 
     Args:
         sessions: A ``sessionmaker``, any callable without arguments that returns a ``Session``, a ``scoped_session``,
             an ``Engine``, or the object of Flask-SQLAlchemy or Flask-SQLAlchemy-Lite.
+        tell: Called with a session that somebody else has made a registry open.
 
     Raises:
         ConfigurationError: It is none of these.
@@ -46,7 +47,7 @@ def session_source(sessions: Any) -> SessionSource:
     if isinstance(sessions, sessionmaker):
         return SessionSource(sessions, _close)
     if isinstance(sessions, scoped_session):
-        return _of_registry(sessions)
+        return _of_registry(sessions, tell)
     if isinstance(sessions, Engine):
         # Ours alone: use after close() is an error and not a second, forgotten transaction; and what a committed
         # view returned can be rendered without reading it again.
@@ -54,9 +55,9 @@ def session_source(sessions: Any) -> SessionSource:
         return SessionSource(maker, _close)
 
     if isinstance(registry := inspect.getattr_static(sessions, "session", None), scoped_session):
-        return _of_flask_sqlalchemy(registry)
+        return _of_flask_sqlalchemy(registry, tell)
     if any(cls.__module__.startswith("flask_sqlalchemy_lite") for cls in type(sessions).__mro__):
-        return _of_flask_sqlalchemy_lite(sessions)
+        return _of_flask_sqlalchemy_lite(sessions, tell)
 
     if _is_asynchronous(sessions):
         raise ConfigurationError(
@@ -75,11 +76,11 @@ def session_source(sessions: Any) -> SessionSource:
     return SessionSource(cast(Callable[[], Session], sessions), _close)
 
 
-def _of_registry(registry: scoped_session[Any]) -> SessionSource:
+def _of_registry(registry: scoped_session[Any], tell: Callable[[Session], None]) -> SessionSource:
     # One that goes by our contexts has no session from before. Any other can have one, of the same thread.
     by_context = getattr(registry.registry, "scopefunc", None) is current_slot
     find_open = None if by_context else lambda: registry() if registry.registry.has() else None
-    source = SessionSource(registry, _RemoveFrom(registry), is_registry=True, find_open=find_open)
+    source = SessionSource(registry, _RemoveFrom(registry), is_registry=True, find_open=find_open, tell=tell)
 
     # Others use the registry without asking us, and their work is a part of the transaction all the same.
     announcing = registry.registry.createfunc
@@ -89,6 +90,11 @@ def _of_registry(registry: scoped_session[Any]) -> SessionSource:
         setattr(registry, "session_factory", announcing)  # noqa: B010 - it is annotated as a sessionmaker
     announcing.sources.add(source)
     return source
+
+
+def _tell_all(sources: WeakSet[SessionSource], session: Session) -> None:
+    for source in list(sources):
+        source.tell(session)
 
 
 class _Announcing:
@@ -104,12 +110,11 @@ class _Announcing:
 
     def __call__(self, **options: Any) -> Session:
         session = self._create(**options)
-        for source in list(self.sources):
-            source.tell(session)
+        _tell_all(self.sources, session)
         return session
 
 
-def _of_flask_sqlalchemy_lite(db: Any) -> SessionSource:
+def _of_flask_sqlalchemy_lite(db: Any, tell: Callable[[Session], None]) -> SessionSource:
     """Return the source that is Flask-SQLAlchemy-Lite's ``db.session``, with a session for each context.
 
     It keeps its own on g, which a request inside an ``app_context()`` shares with it on Flask 3.1.
@@ -117,7 +122,7 @@ def _of_flask_sqlalchemy_lite(db: Any) -> SessionSource:
     get_session = db.get_session
     if not isinstance(get_session, _OneForEachContext):
         get_session = db.get_session = _OneForEachContext(db, get_session)
-    source = SessionSource(get_session, _close, is_registry=True)
+    source = SessionSource(get_session, _close, is_registry=True, tell=tell)
     get_session.sources.add(source)
     return source
 
@@ -139,8 +144,7 @@ class _OneForEachContext:
         session = self._sessions.get(slot)
         if session is None:
             session = self._db.sessionmaker()
-            for source in list(self.sources):
-                source.tell(session)
+            _tell_all(self.sources, session)
             if OVERSEEN not in session.info:
                 # An app that no UnitOfWork was initialised with: nobody but its owner would close it.
                 session.close()
@@ -149,7 +153,7 @@ class _OneForEachContext:
         return session
 
 
-def _of_flask_sqlalchemy(registry: scoped_session[Any]) -> SessionSource:
+def _of_flask_sqlalchemy(registry: scoped_session[Any], tell: Callable[[Session], None]) -> SessionSource:
     """Return the source that is Flask-SQLAlchemy's ``db.session``, with a session for each context as ours have it.
 
     Its own scope is the id() of the app context. Another context can have that id later, and on Flask 3.1 a request
@@ -164,7 +168,7 @@ def _of_flask_sqlalchemy(registry: scoped_session[Any]) -> SessionSource:
             return scopefunc() if app is not None and "uow" not in app.extensions else current_slot()
 
         setattr(registry.registry, "scopefunc", scope)  # noqa: B010 - not every kind of registry has one
-    return _of_registry(registry)
+    return _of_registry(registry, tell)
 
 
 def _is_asynchronous(sessions: object) -> bool:

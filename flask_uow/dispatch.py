@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from flask import Flask, Response
@@ -208,7 +208,7 @@ class Dispatch:
                     response.close()
                     raise
         except BaseException as error:
-            self._settle(attributes, lambda *_: Decision.ROLLBACK, error)
+            self._roll_back(attributes, error)
             raise
         finally:
             attributes[PHASE] = None
@@ -289,7 +289,7 @@ class Dispatch:
                 response.close()
                 response = self._app.make_response(InternalServerError())
         except BaseException as error:
-            self._settle(attributes, lambda *_: Decision.ROLLBACK, error)
+            self._roll_back(attributes, error)
             raise
         finally:
             attributes[PHASE] = None
@@ -302,13 +302,18 @@ class Dispatch:
         """Let the scopes know how far the request has come."""
         if IN_USE in attributes:
             slot = current_slot()
-            for managed in self.managed.values():
-                scope = slot.scopes.get(managed)
-                if scope is not None:
-                    scope.replan(managed.plan_in(slot))
+            for managed, scope in self._scopes_in(slot):
+                scope.replan(managed.plan_in(slot))
+
+    def _scopes_in(self, slot: Slot) -> Iterator[tuple[Managed, Scope]]:
+        """Yield the scopes of *slot*, in the order in which the UnitOfWork objects were initialised."""
+        for managed in self.managed.values():
+            scope = slot.scopes.get(managed)
+            if scope is not None:
+                yield managed, scope
 
     def _settle_view(self, attributes: Attributes, value: Any) -> Any:
-        if not any(scope.needs_settling() for scope in current_slot().scopes.values()):
+        if all(scope.planned is None for scope in current_slot().scopes.values()):
             attributes[PHASE] = AFTER_VIEW
             self._replan(attributes)
             return value
@@ -321,6 +326,9 @@ class Dispatch:
             response.close()
             raise
         return response
+
+    def _roll_back(self, attributes: Attributes, error: BaseException) -> None:
+        self._settle(attributes, lambda *_: Decision.ROLLBACK, error)
 
     def _settle_error(self, attributes: Attributes, error: BaseException) -> None:
         attributes[PHASE] = AFTER_VIEW
@@ -348,10 +356,8 @@ class Dispatch:
 
         slot = current_slot()
         settlement = _Settlement(slot, decide, error)
-        for managed in self.managed.values():
-            scope = slot.scopes.get(managed)
-            if scope is not None:
-                settlement.end(managed, scope)
+        for managed, scope in self._scopes_in(slot):
+            settlement.end(managed, scope)
         settlement.tell()
 
 
@@ -408,9 +414,7 @@ def _request_attributes() -> Attributes:
 
 
 def _close(slot: Slot | None, error: BaseException | None) -> None:
-    if slot is None or not slot.scopes:
-        return
-    for scope in reversed(slot.scopes.values()):
+    for scope in reversed(slot.scopes.values()) if slot is not None else ():
         try:
             scope.close(error)
         except Exception:

@@ -77,7 +77,7 @@ class UnitOfWork:
         self, sessions: Sessions, app: Flask | None = None, *, name: str = DEFAULT_NAME, **settings: Any
     ) -> None:
         self._name = check_name(name)
-        self._source = session_source(sessions)
+        self._source = session_source(sessions, self._adopt)
         self._settings = from_arguments(settings)
         self._runtime = Runtime(
             self._source,
@@ -86,7 +86,6 @@ class UnitOfWork:
             self._settings.manual_commit,
             lambda: self._settings.hook_errors or "log",
         )
-        self._source.on_open.append(self._adopt)
         if app is not None:
             self.init_app(app)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from typing import Any, Final
 
@@ -14,19 +13,10 @@ from flask_uow._core.options import CommitIf, Options
 from flask_uow._core.stack import Plan
 from flask_uow.settings import DEFAULT_NAME, Settings
 
-__all__ = ["Origin", "Policy", "RequestPlan", "add_policy", "exempt", "plan_request"]
+__all__ = ["Policy", "RequestPlan", "add_policy", "exempt", "plan_request"]
 
 _POLICIES: Final = "__uow_policies__"
 _EXEMPT: Final = "__uow_exempt__"
-
-
-class Origin(StrEnum):
-    """Where a request's policy comes from."""
-
-    VIEW = "view"
-    BLUEPRINT = "blueprint"
-    APP = "app"
-    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +37,6 @@ class Policy:
 class RequestPlan:
     """What is done with the requests to one endpoint by one method."""
 
-    origin: Origin
     policy: Policy | None
     """The decorator, where there is one."""
 
@@ -92,7 +81,7 @@ def plan_request(app: Flask, request: Request, owner: object, name: str, setting
     policy = _policy_of(targets, owner, name)
     if policy is not None:
         view = Plan(policy.options, policy.label, by_block=True)
-        return RequestPlan(Origin.VIEW, policy, view, rest, policy.options.commit_if or settings.commit_if)
+        return RequestPlan(policy, view, rest, policy.options.commit_if or settings.commit_if)
 
     for blueprint in () if is_exempt else blueprints:
         policy = _policy_of([blueprint], owner, name)
@@ -100,9 +89,9 @@ def plan_request(app: Flask, request: Request, owner: object, name: str, setting
             break
         if policy is not None:
             view = Plan(policy.options, label, by_block=True)
-            return RequestPlan(Origin.BLUEPRINT, policy, view, rest, policy.options.commit_if or settings.commit_if)
+            return RequestPlan(policy, view, rest, policy.options.commit_if or settings.commit_if)
 
-    return RequestPlan(Origin.APP if covered else Origin.NONE, None, rest, rest, settings.commit_if)
+    return RequestPlan(None, rest, rest, settings.commit_if)
 
 
 def _handlers(view: Any, method: str) -> Iterator[Any]:

@@ -75,8 +75,7 @@ class Scope(Stack):
         self._plan = None
         try:
             if self._stack:
-                self._abandon(self._stack[1:])
-                self._roll_back(self._stack[0], error)
+                self._roll_back_all(error)
         finally:
             self.closed = True
             if self._watched is not None:
@@ -189,7 +188,7 @@ class Scope(Stack):
         if not self._stack and not self._in_transaction():
             return None
         if self.current() is None:
-            self._stack.append(Transaction(_BY_HAND, "a session outside any block", by_block=False))
+            self._push(Transaction(_BY_HAND, "a session outside any block", by_block=False))
         self._start(self._stack[0])
         return self._stack[0]
 
@@ -201,14 +200,13 @@ class Scope(Stack):
             transaction._successor = successor
             if transaction is self._planned:
                 self._planned = successor
-            self._stack.append(successor)
+            self._push(successor)
 
     def _end_by_hand(self, method: str) -> WatchedSession:
         if self._in_block() and not self.ending:
             raise self._refused(method)
-        if (transaction := self._by_hand()) is not None:
-            self._abandon(self._stack[1:])
-            self._roll_back(transaction, None)
+        if self._by_hand() is not None:
+            self._roll_back_all(None)
         assert self._watched is not None
         return self._watched
 

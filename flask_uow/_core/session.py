@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary, WeakSet, ref
@@ -25,6 +25,10 @@ OVERSEEN: Final = "flask_uow.overseer"
 """The key in ``session.info`` of a session that is watched."""
 
 
+def _tell_nobody(_session: Session) -> None:
+    """Do nothing."""
+
+
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class SessionSource:
     """Where sessions come from, and how they are given back."""
@@ -37,13 +41,8 @@ class SessionSource:
     find_open: Callable[[], Session | None] | None = None
     """Finds a session that a registry had open before there was a scope for it, where that can be."""
 
-    on_open: list[Callable[[Session], None]] = field(default_factory=list)
-    """Who is told when somebody else has made a registry open a session."""
-
-    def tell(self, session: Session) -> None:
-        """Tell them."""
-        for listener in self.on_open:
-            listener(session)
+    tell: Callable[[Session], None] = _tell_nobody
+    """Called with a session that somebody else has made a registry open."""
 
 
 class Overseer(Protocol):

@@ -230,10 +230,6 @@ class Stack:
         if planned is not None:
             self.end(planned, decision, error)
 
-    def needs_settling(self) -> bool:
-        """Whether there is a planned transaction, or a session that has begun one by itself."""
-        return self._plan is not None and (bool(self._stack) or self._in_transaction())
-
     def _in_transaction(self) -> bool:
         return self._watched is not None and self._watched.session.in_transaction()
 
@@ -273,7 +269,7 @@ class Stack:
             finally:
                 self._complete(transaction, Outcome.COMMITTED, None)
         if failures:
-            self._tell(failures, committed=True, quietly=leaving is not None)
+            self._report(failures, committed=True, quietly=leaving is not None)
 
     def _tell_of(self, event: Event) -> None:
         """Send an event after the fact, to receivers who are outside the transaction."""
@@ -314,7 +310,7 @@ class Stack:
             if savepoint is None:
                 self._complete(transaction, Outcome.ROLLED_BACK, error)
         if failures:
-            self._tell(failures, committed=False, quietly=error is not None or others_follow)
+            self._report(failures, committed=False, quietly=error is not None or others_follow)
 
     def _fail(self, transaction: Transaction, error: BaseException) -> None:
         """Roll back a transaction whose end failed with *error*, and say it better where SQLAlchemy cannot know."""
@@ -364,6 +360,11 @@ class Stack:
         for savepoint in reversed(savepoints):
             self._roll_back(savepoint, None, others_follow=True)
 
+    def _roll_back_all(self, error: BaseException | None) -> None:
+        """Roll back the outermost transaction, and every savepoint in it."""
+        self._abandon(self._stack[1:])
+        self._roll_back(self._stack[0], error)
+
     def _complete(self, transaction: Transaction, outcome: Outcome, error: BaseException | None) -> None:
         if transaction._started is not None and self._runtime.notify.wants(Completed):
             self._tell_of(Completed(transaction, outcome, error, transaction._duration()))
@@ -378,7 +379,7 @@ class Stack:
         finally:
             self._draining = outer
 
-    def _tell(self, failures: list[Failure], *, committed: bool, quietly: bool) -> None:
+    def _report(self, failures: list[Failure], *, committed: bool, quietly: bool) -> None:
         """Log or raise what hooks raised; *quietly* where an error is on its way already, or others must end too."""
         if self._runtime.hook_errors() == "raise" and not quietly:
             what = "after the COMMIT: the work is stored" if committed else "after the ROLLBACK: the work is undone"

@@ -14,11 +14,18 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from flask_uow._core.block import Block, standalone_scope
 from flask_uow._core.events import Event, Notify
 from flask_uow._core.hooks import Hook, Moment
-from flask_uow._core.options import ManualCommit, TransactionOptions, check_options
-from flask_uow._core.policy import Judge, no_opinion
+from flask_uow._core.options import ManualCommit, Options, TransactionOptions, check_options
+from flask_uow._core.policy import Decision, Judge, no_opinion
+from flask_uow._core.propagation import Propagation
 from flask_uow._core.scope import Scope
 from flask_uow._core.session import SessionSource
-from flask_uow._core.stack import HookErrors, Runtime
+from flask_uow._core.stack import HookErrors, Plan, Runtime
+
+COMMIT, ROLLBACK = Decision.COMMIT, Decision.ROLLBACK
+NESTED = Propagation.NESTED
+
+REQUEST = Plan(Options(), "the request to 'index'", by_block=False)
+VIEW = Plan(Options(), "index()", by_block=True)
 
 
 class Base(DeclarativeBase):
@@ -67,6 +74,10 @@ class Deaf:
 
     def __call__(self, event: Event, /) -> None:
         raise AssertionError(event)
+
+
+def fail() -> None:
+    raise ConnectionError("no mail today")
 
 
 def give_back(session: Session) -> None:

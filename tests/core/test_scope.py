@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from flask_uow._core.events import Removed
 from flask_uow._core.options import ManualCommit, Options
-from flask_uow._core.policy import Decision
 from flask_uow._core.propagation import Propagation
 from flask_uow._core.scope import Scope
 from flask_uow._core.session import SessionSource
@@ -24,9 +23,15 @@ from flask_uow.errors import (
     UnexpectedRollbackError,
 )
 from tests.core.conftest import (
+    COMMIT,
+    NESTED,
+    REQUEST,
+    ROLLBACK,
+    VIEW,
     Book,
     Events,
     block,
+    fail,
     give_back,
     make_runtime,
     on_commit,
@@ -34,17 +39,7 @@ from tests.core.conftest import (
     titles,
 )
 
-COMMIT, ROLLBACK = Decision.COMMIT, Decision.ROLLBACK
-NESTED = Propagation.NESTED
-
-REQUEST = Plan(Options(), "the request to 'index'", by_block=False)
-VIEW = Plan(Options(), "index()", by_block=True)
-
 Settle = Callable[[Session], object]
-
-
-def fail() -> None:
-    raise ConnectionError("no mail today")
 
 
 # The session

@@ -13,7 +13,6 @@ from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Com
 from flask_uow._core.hooks import Hook, Moment
 from flask_uow._core.options import Options
 from flask_uow._core.policy import Decision
-from flask_uow._core.propagation import Propagation
 from flask_uow._core.scope import Scope
 from flask_uow._core.stack import Plan, run_now
 from flask_uow._core.transaction import Outcome, State, Transaction
@@ -24,27 +23,23 @@ from flask_uow.errors import (
     UnexpectedRollbackError,
 )
 from tests.core.conftest import (
+    COMMIT,
+    NESTED,
+    REQUEST,
+    ROLLBACK,
+    VIEW,
     Book,
     Events,
     Reacting,
     block,
+    fail,
     make_runtime,
     on_commit,
     on_rollback,
     titles,
 )
 
-COMMIT, ROLLBACK = Decision.COMMIT, Decision.ROLLBACK
-NESTED = Propagation.NESTED
-
-REQUEST = Plan(Options(), "the request to 'index'", by_block=False)
-VIEW = Plan(Options(), "index()", by_block=True)
-
 Settle = Callable[[Session], object]
-
-
-def fail() -> None:
-    raise ConnectionError("no mail today")
 
 
 # Transactions
@@ -163,13 +158,13 @@ def test_settle_with_an_error(scope: Scope, events: Events) -> None:
         (REQUEST, lambda scope: (scope.replan(None), scope.session.connection(), scope.replan(REQUEST)), True),
     ],
 )
-def test_needs_settling(scope: Scope, plan: Plan | None, use: Callable[[Scope], object], needed: bool) -> None:
+def test_planned(scope: Scope, plan: Plan | None, use: Callable[[Scope], object], needed: bool) -> None:
     """What is planned needs settling when there is a transaction, or a session that has begun one."""
     scope.replan(plan)
 
     use(scope)
 
-    assert scope.needs_settling() is needed
+    assert (scope.planned is not None) is needed
     scope.replan(None)
 
 
@@ -562,7 +557,7 @@ def test_hooks_of_a_hook_in_a_plan(scope: Scope) -> None:
     scope.settle(COMMIT, None, REQUEST)
 
     assert calls == ["second"]
-    assert not scope.needs_settling()
+    assert scope.planned is None
 
 
 def test_hooks_of_a_transaction_in_a_hook(scope: Scope, engine: Engine) -> None:
