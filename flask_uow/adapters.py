@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from flask_uow._core.session import OVERSEEN, SessionSource
 from flask_uow.context import Slot, current_app, current_slot
-from flask_uow.errors import ConfigurationError
+from flask_uow.errors import ConfigurationError, NoScopeError
 
 __all__ = ["Sessions", "session_source"]
 
@@ -80,7 +80,22 @@ def _of_registry(registry: scoped_session[Any], tell: Callable[[Session], None])
     # One that goes by our contexts has no session from before. Any other can have one, of the same thread.
     by_context = getattr(registry.registry, "scopefunc", None) is current_slot
     find_open = None if by_context else lambda: registry() if registry.registry.has() else None
-    source = SessionSource(registry, _RemoveFrom(registry), is_registry=True, find_open=find_open, tell=tell)
+
+    def exchange(session: Session | None) -> Session | None:
+        try:
+            previous = registry() if registry.registry.has() else None
+        except NoScopeError:
+            # One that goes by contexts has nothing to exchange where there is none.
+            return None
+        if session is None:
+            registry.registry.clear()
+        else:
+            registry.registry.set(session)
+        return previous
+
+    source = SessionSource(
+        registry, _RemoveFrom(registry), is_registry=True, find_open=find_open, tell=tell, exchange=exchange
+    )
 
     # Others use the registry without asking us, and their work is a part of the transaction all the same.
     announcing = registry.registry.createfunc
@@ -122,7 +137,7 @@ def _of_flask_sqlalchemy_lite(db: Any, tell: Callable[[Session], None]) -> Sessi
     get_session = db.get_session
     if not isinstance(get_session, _OneForEachContext):
         get_session = db.get_session = _OneForEachContext(db, get_session)
-    source = SessionSource(get_session, _close, is_registry=True, tell=tell)
+    source = SessionSource(get_session, _close, is_registry=True, tell=tell, exchange=get_session.exchange)
     get_session.sources.add(source)
     return source
 
@@ -151,6 +166,17 @@ class _OneForEachContext:
                 return self._get_session(name)
             self._sessions[slot] = session
         return session
+
+    def exchange(self, session: Session | None) -> Session | None:
+        """Have another session in the current context, or none, and return the one that was there."""
+        try:
+            slot = current_slot()
+        except NoScopeError:
+            return None
+        previous = self._sessions.pop(slot, None)
+        if session is not None:
+            self._sessions[slot] = session
+        return previous
 
 
 def _of_flask_sqlalchemy(registry: scoped_session[Any], tell: Callable[[Session], None]) -> SessionSource:

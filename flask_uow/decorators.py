@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
 from functools import wraps
 from types import CoroutineType
-from typing import Any, Final, Literal, Protocol, TypeVar, Unpack, cast, overload
+from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from click import Command
 from flask import Blueprint
 from werkzeug.local import LocalProxy
 
-from flask_uow._core.block import Block, innermost_standalone
+from flask_uow._core.block import Block, Home, innermost_standalone
 from flask_uow._core.hooks import Hook, Moment, check_callback
-from flask_uow._core.options import TransactionalOptions, check_options
+from flask_uow._core.options import StreamOptions, TransactionalOptions, check_options
+from flask_uow._core.propagation import can_begin
 from flask_uow._core.scope import Scope
 from flask_uow._core.stack import run_now
+from flask_uow._core.stream import Stream
 from flask_uow._core.transaction import Transaction
 from flask_uow.context import current_app
 from flask_uow.errors import ConfigurationError, NoScopeError, TransactionRequiredError
@@ -27,6 +29,7 @@ __all__ = [
     "Decorator",
     "IfInactive",
     "Owner",
+    "StreamDecorator",
     "T",
     "current_transaction",
     "on_commit",
@@ -37,6 +40,8 @@ __all__ = [
 
 IfInactive = Literal["error", "run"]
 
+P = ParamSpec("P")
+Y = TypeVar("Y")
 T = TypeVar("T", bound=Callable[..., Any] | Blueprint)
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,6 +99,13 @@ class Decorator:
         policy = Policy(self._options, self._options.name or label, self._owner)
 
         if isinstance(target, Blueprint):
+            mode = self._options.propagation
+            if not can_begin(mode):
+                raise ConfigurationError(
+                    "propagation",
+                    f"of a Blueprint is Propagation.{mode.name}; its policy begins a transaction for each request. "
+                    "Decorate the views, or use uow.exempt() to keep the app-wide policy away.",
+                )
             add_policy(target, policy, target)
             return cast(T, target)
 
@@ -137,6 +149,35 @@ class Decorator:
         return wrapper
 
 
+class StreamDecorator:
+    """What ``uow.stream(…)`` returns: give it a generator function."""
+
+    __slots__ = ("_home", "_options")
+
+    def __init__(self, home: Home, options: StreamOptions) -> None:
+        self._home = home
+        if "propagation" in options:
+            raise ConfigurationError(
+                "propagation", "is not an option of uow.stream(): its transaction is always one of its own."
+            )
+        self._options = check_options(options, decorator=False)
+
+    def __call__(self, function: Callable[P, Generator[Y, Any, Any]], /) -> Callable[P, Stream[Y]]:
+        """Decorate *function*, which keeps its signature."""
+        name = getattr(function, "__qualname__", None) or repr(function)
+        if not inspect.isgeneratorfunction(function):
+            raise ConfigurationError(
+                "stream", f"was given {name}; it decorates generator functions, which have a plain 'def' and a 'yield'."
+            )
+        label = self._options.name or f"the stream {name}()"
+
+        @wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> Stream[Y]:
+            return Stream(function(*args, **kwargs), self._home, self._options, label)
+
+        return wrapper
+
+
 def _not_awaited(label: str) -> ConfigurationError:
     return ConfigurationError(
         "transactional",
@@ -158,7 +199,7 @@ def _check_target(target: object) -> None:
         raise ConfigurationError(
             "transactional",
             f"cannot decorate the generator function {name}: its body runs when somebody iterates over it, after the "
-            "transaction has ended. Use 'with uow.transaction():' inside it, or return a list.",
+            "transaction has ended. Use @uow.stream, which gives it a transaction of its own, or return a list.",
         )
     if isinstance(target, type):
         raise ConfigurationError(

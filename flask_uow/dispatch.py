@@ -64,15 +64,18 @@ class Managed:
             self._judge,
             settings.manual_commit,
             self._hook_errors,
+            strict=settings.strict,
+            isolation_level=settings.isolation_level,
+            timeout=settings.timeout,
         )
 
     def scope(self) -> Scope:
-        """Return the scope of the current context, made on first use."""
+        """Return the scope of the current context, made on first use, or what has its place at the moment."""
         slot = current_slot()
         scope = slot.scopes.get(self)
         if scope is None:
             scope = slot.scopes[self] = Scope(self.runtime, self.plan_in(slot))
-        return scope
+        return scope.innermost
 
     @property
     def has_registry(self) -> bool:

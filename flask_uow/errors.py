@@ -6,8 +6,13 @@
     ├── ConfigurationError (also ValueError)
     ├── NoScopeError (also RuntimeError)
     ├── TransactionRequiredError
+    ├── TransactionForbiddenError
+    ├── IncompatibleTransactionError
     ├── ManualTransactionControlError
+    ├── ReadOnlyTransactionError
+    ├── TransactionDoomedError
     ├── UnexpectedRollbackError
+    ├── TransactionTimeoutError
     ├── PartialCommitError
     └── HookError (also ExceptionGroup)
 
@@ -22,10 +27,15 @@ from typing import Any, Self
 __all__ = [
     "ConfigurationError",
     "HookError",
+    "IncompatibleTransactionError",
     "ManualTransactionControlError",
     "NoScopeError",
     "PartialCommitError",
+    "ReadOnlyTransactionError",
+    "TransactionDoomedError",
+    "TransactionForbiddenError",
     "TransactionRequiredError",
+    "TransactionTimeoutError",
     "UnexpectedRollbackError",
     "UnitOfWorkError",
 ]
@@ -88,6 +98,48 @@ class TransactionRequiredError(UnitOfWorkError):
         )
 
 
+class TransactionForbiddenError(UnitOfWorkError):
+    """A transaction is active where none may be.
+
+    Args:
+        wanted_by: What must run without one.
+        transaction: The transaction that is active.
+    """
+
+    def __init__(self, wanted_by: str, transaction: str) -> None:
+        super().__init__(wanted_by, transaction)
+        self.wanted_by = wanted_by
+        self.transaction = transaction
+
+    def __str__(self) -> str:
+        return (
+            f"{self.wanted_by} must not run inside a transaction (Propagation.NEVER), and that of {self.transaction} "
+            "is active. Register it with on_commit() to run it afterwards, or use Propagation.NOT_SUPPORTED, which "
+            "suspends the transaction meanwhile."
+        )
+
+
+class IncompatibleTransactionError(UnitOfWorkError):
+    """A block asks for what the transaction that it would be a part of cannot give any more.
+
+    Nothing was done, and the transaction is as it was.
+
+    Args:
+        block: The block that asks.
+        option: What it asks for, such as ``"isolation_level='SERIALIZABLE'"``.
+        problem: Why it cannot have that, and what to do.
+    """
+
+    def __init__(self, block: str, option: str, problem: str) -> None:
+        super().__init__(block, option, problem)
+        self.block = block
+        self.option = option
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.block} asks for {self.option}, but {self.problem}"
+
+
 class ManualTransactionControlError(UnitOfWorkError):
     """``session.commit()`` and its kin were called inside a block that settles by itself.
 
@@ -109,6 +161,69 @@ class ManualTransactionControlError(UnitOfWorkError):
             "in two. The block commits when it ends and rolls back when it raises: remove the call, "
             "or use session.flush() to send the statements now, uow.savepoint() for a part that may "
             'fail alone, or manual_commit="flush" for code that you cannot change.'
+        )
+
+
+class ReadOnlyTransactionError(UnitOfWorkError):
+    """Something was to be written in a read-only transaction. Nothing was.
+
+    Args:
+        transaction: The transaction.
+        objects: What was to be written: objects by class and primary key, or the statement that was refused.
+    """
+
+    def __init__(self, transaction: str, objects: Sequence[str]) -> None:
+        super().__init__(transaction, tuple(objects))
+        self.transaction = transaction
+        self.objects = tuple(objects)
+
+    def __str__(self) -> str:
+        return (
+            f"The transaction of {self.transaction} is read-only, and was to write {', '.join(self.objects)}. Leave "
+            "the change out, or give the block that begins the transaction read_only=False."
+        )
+
+
+class TransactionDoomedError(UnitOfWorkError):
+    """A statement came after an error that was caught. It was not sent.
+
+    The transaction cannot commit any more, whatever becomes of the statement. ``__cause__`` is the first error.
+
+    Args:
+        transaction: The transaction.
+        reason: What has doomed it.
+    """
+
+    def __init__(self, transaction: str, reason: str) -> None:
+        super().__init__(transaction, reason)
+        self.transaction = transaction
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"The transaction of {self.transaction} can only be rolled back, because {self.reason}. Nothing more is "
+            "sent to the database. Let the error go on, or put the part that may fail into uow.savepoint() "
+            "(propagation=Propagation.NESTED), which can be rolled back alone."
+        )
+
+
+class TransactionTimeoutError(UnitOfWorkError):
+    """A transaction has used up its time.
+
+    Args:
+        transaction: The transaction.
+        timeout: What it was given, in seconds.
+    """
+
+    def __init__(self, transaction: str, timeout: float) -> None:
+        super().__init__(transaction, timeout)
+        self.transaction = transaction
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return (
+            f"The transaction of {self.transaction} was not done after {self.timeout:g} s, its timeout. Nothing of it "
+            "is stored. Give it more time, do less in it, or move slow work that needs no database out of it."
         )
 
 
@@ -137,7 +252,9 @@ class UnexpectedRollbackError(UnitOfWorkError):
 
 
 class PartialCommitError(UnitOfWorkError):
-    """One UnitOfWork of a request committed, and a later one could not.
+    """One database committed, and another could not.
+
+    They are several UnitOfWork objects of one request, or several engines of one session.
 
     Args:
         committed: The names of those that committed, in order.
@@ -152,9 +269,10 @@ class PartialCommitError(UnitOfWorkError):
     def __str__(self) -> str:
         done = ", ".join(repr(name) for name in self.committed)
         return (
-            f"The UnitOfWork {self.failed!r} failed to commit after {done} had committed; that work is "
-            "stored and cannot be taken back. Put work that must stand or fall together into one database, "
-            "and initialise first the UnitOfWork that is most likely to fail."
+            f"{self.failed!r} failed to commit after {done} had committed; that work is stored and cannot be taken "
+            "back. Put work that must stand or fall together into one database, or give one session twophase=True "
+            "where the databases can do that; of several UnitOfWork objects, initialise first the one that is most "
+            "likely to fail."
         )
 
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable
-from typing import Any, TypeVar, Unpack, overload
+from collections.abc import Callable, Generator, Hashable
+from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 from flask import Blueprint, Flask, has_request_context
 from sqlalchemy.orm import Session
 
 from flask_uow._core.block import Block, standalone_scope
 from flask_uow._core.hooks import Moment
-from flask_uow._core.options import Options, TransactionalOptions, TransactionOptions, check_options
+from flask_uow._core.options import Options, StreamOptions, TransactionalOptions, TransactionOptions, check_options
 from flask_uow._core.policy import no_opinion
 from flask_uow._core.propagation import Propagation
 from flask_uow._core.scope import Scope
 from flask_uow._core.stack import Runtime
+from flask_uow._core.stream import Stream
 from flask_uow._core.transaction import Transaction
 from flask_uow.adapters import Sessions, session_source
 from flask_uow.context import current_app
-from flask_uow.decorators import Call, Decorator, IfInactive, T, register_hook
+from flask_uow.decorators import Call, Decorator, IfInactive, StreamDecorator, T, register_hook
 from flask_uow.dispatch import Dispatch, Managed
 from flask_uow.errors import ConfigurationError, NoScopeError
 from flask_uow.plans import Policy, exempt
@@ -28,6 +29,8 @@ from flask_uow.signals import Publisher
 
 __all__ = ["UnitOfWork"]
 
+P = ParamSpec("P")
+Y = TypeVar("Y")
 F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V", bound=Callable[..., Any] | Blueprint)
 
@@ -85,6 +88,9 @@ class UnitOfWork:
             no_opinion,
             self._settings.manual_commit,
             lambda: self._settings.hook_errors or "log",
+            strict=self._settings.strict,
+            isolation_level=self._settings.isolation_level,
+            timeout=self._settings.timeout,
         )
         if app is not None:
             self.init_app(app)
@@ -155,6 +161,9 @@ class UnitOfWork:
 
         Args:
             options: propagation (`Propagation`, default REQUIRED): what to do where a transaction is active already.
+                isolation_level (str, default the setting UOW_ISOLATION_LEVEL): such as "SERIALIZABLE".
+                read_only (bool): refuse to write. timeout (seconds, default the setting UOW_TIMEOUT): when the
+                transaction is to be done at the latest, from its beginning.
                 rollback_for, no_rollback_for (exception classes): exceptions that roll back, as all do by default, or
                 do not. manual_commit ("error", "flush" or "allow"): what ``session.commit()`` inside does.
                 name (str): what to call it in messages.
@@ -162,6 +171,9 @@ class UnitOfWork:
         Raises:
             ConfigurationError: An option cannot be right.
             TransactionRequiredError: On entry: ``Propagation.MANDATORY``, and no transaction is active.
+            TransactionForbiddenError: On entry: ``Propagation.NEVER``, and a transaction is active.
+            IncompatibleTransactionError: On entry: the active transaction is not as the options demand.
+            TransactionDoomedError: On entry of a savepoint: an error was caught in the active transaction.
             UnexpectedRollbackError: At the end: something inside failed, and the failure was caught.
         """
         checked = check_options(options, decorator=False)
@@ -174,6 +186,7 @@ class UnitOfWork:
 
         Raises:
             TransactionRequiredError: On entry: no transaction is active.
+            TransactionDoomedError: On entry: an error was caught in the active transaction.
         """
 
         def home() -> tuple[Runtime, Scope | None]:
@@ -192,6 +205,31 @@ class UnitOfWork:
         """Run a function in a transaction of this UnitOfWork; see `flask_uow.transactional`, which looks for it."""
         decorator = Decorator(lambda _: self, self, options)
         return decorator if target is None else decorator(target)
+
+    @overload
+    def stream(self, function: Callable[P, Generator[Y, Any, Any]], /) -> Callable[P, Stream[Y]]: ...
+    @overload
+    def stream(self, /, **options: Unpack[StreamOptions]) -> StreamDecorator: ...
+    def stream(self, function: Any = None, /, **options: Unpack[StreamOptions]) -> Any:
+        """Give what a generator function yields a session and a transaction of its own.
+
+        A streamed body is made after the request's transaction has ended. The transaction of the stream begins with
+        its first item. It is committed when the generator is exhausted, and rolled back when it raises, or when the
+        client goes away. Between two items it is not current, so that nothing else gets into it.
+
+        It is used with and without parentheses; a view can be such a function itself.
+
+        Args:
+            function: A generator function.
+            options: isolation_level (str), read_only (bool), timeout (seconds), rollback_for, no_rollback_for
+                (exception classes), manual_commit ("error", "flush" or "allow"), name (str); see `transaction`.
+
+        Raises:
+            ConfigurationError: An option, or what is decorated, cannot be right. When the stream is read: a
+                transaction is active, and a second connection cannot exist.
+        """
+        decorator = StreamDecorator(self._home, options)
+        return decorator if function is None else decorator(function)
 
     def exempt(self, target: V) -> V:
         """Keep the app-wide policy, and a blueprint's, away from a view or a Blueprint.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
 from flask import Blueprint, Flask, Request
 
 from flask_uow._core.options import CommitIf, Options
+from flask_uow._core.propagation import can_begin
 from flask_uow._core.stack import Plan
 from flask_uow.settings import DEFAULT_NAME, Settings
 
@@ -76,11 +77,12 @@ def plan_request(app: Flask, request: Request, owner: object, name: str, setting
 
     is_exempt = _is_exempt(targets, owner)
     covered = settings.matches(request.method) and not is_exempt and not _is_exempt(blueprints, owner)
-    rest = Plan(Options(), label, by_block=False) if covered else None
+    read_only = settings.is_read_only(request.method) or None
+    rest = Plan(Options(read_only=read_only), label, by_block=False) if covered else None
 
     policy = _policy_of(targets, owner, name)
     if policy is not None:
-        view = Plan(policy.options, policy.label, by_block=True)
+        view = Plan(_completed(policy.options, read_only), policy.label, by_block=True)
         return RequestPlan(policy, view, rest, policy.options.commit_if or settings.commit_if)
 
     for blueprint in () if is_exempt else blueprints:
@@ -88,10 +90,15 @@ def plan_request(app: Flask, request: Request, owner: object, name: str, setting
         if _is_exempt([blueprint], owner):
             break
         if policy is not None:
-            view = Plan(policy.options, label, by_block=True)
+            view = Plan(_completed(policy.options, read_only), label, by_block=True)
             return RequestPlan(policy, view, rest, policy.options.commit_if or settings.commit_if)
 
     return RequestPlan(None, rest, rest, settings.commit_if)
+
+
+def _completed(options: Options, read_only: bool | None) -> Options:  # noqa: FBT001 - the value of an option
+    """Return *options*, read-only by the request's method where they do not say."""
+    return options if options.read_only is not None else replace(options, read_only=read_only)
 
 
 def _handlers(view: Any, method: str) -> Iterator[Any]:
@@ -110,8 +117,12 @@ def _handlers(view: Any, method: str) -> Iterator[Any]:
 
 
 def _policy_of(targets: list[Any], owner: object, name: str) -> Policy | None:
+    """Return the nearest policy that can begin a transaction. Others are blocks, in what is active when they start."""
     policies: Iterator[Policy] = (policy for target in targets for policy in getattr(target, _POLICIES, ()))
-    return next((policy for policy in policies if policy.belongs_to(owner, name)), None)
+    return next(
+        (policy for policy in policies if policy.belongs_to(owner, name) and can_begin(policy.options.propagation)),
+        None,
+    )
 
 
 def _is_exempt(targets: list[Any] | list[Blueprint], owner: object) -> bool:

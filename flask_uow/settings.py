@@ -7,7 +7,19 @@ from dataclasses import dataclass, fields
 from http import HTTPMethod
 from typing import Any, Final, cast
 
-from flask_uow._core.options import COMMIT_IF, CommitIf, ManualCommit, Rule, is_commit_if, unknown_name
+from flask_uow._core.options import (
+    COMMIT_IF,
+    ISOLATION_LEVEL,
+    TIMEOUT,
+    CommitIf,
+    ManualCommit,
+    Rule,
+    is_commit_if,
+    is_isolation_level,
+    is_timeout,
+    level_name,
+    unknown_name,
+)
 from flask_uow._core.stack import HookErrors
 from flask_uow.errors import ConfigurationError
 
@@ -33,16 +45,32 @@ class Settings:
     hook_errors: HookErrors | None = None
     """None is "raise" in an app that is testing, and "log" elsewhere."""
 
+    strict: bool = True
+    isolation_level: str | None = None
+    timeout: float | None = None
+    read_only_methods: frozenset[str] = frozenset()
+
     def matches(self, method: str) -> bool:
-        """Whether the app-wide policy covers requests with *method*. HEAD goes where GET goes, as it does in Flask."""
+        """Whether the app-wide policy covers requests with *method*."""
         if isinstance(self.auto_commit, bool):
             return self.auto_commit
-        return method in self.auto_commit or (method == "HEAD" and "GET" in self.auto_commit)
+        return _is_among(self.auto_commit, method)
+
+    def is_read_only(self, method: str) -> bool:
+        """Whether managed requests with *method* are read-only where their policy says nothing."""
+        return _is_among(self.read_only_methods, method)
+
+
+def _is_among(methods: frozenset[str], method: str) -> bool:
+    """Whether *method* is one of *methods*. HEAD goes where GET goes, as it does in Flask."""
+    return method in methods or (method == "HEAD" and "GET" in methods)
 
 
 def _is_auto_commit(value: object) -> bool:
-    if isinstance(value, bool):
-        return True
+    return isinstance(value, bool) or _are_methods(value)
+
+
+def _are_methods(value: object) -> bool:
     return (
         isinstance(value, Collection)
         and not isinstance(value, (str, bytes, Mapping))
@@ -58,15 +86,15 @@ _RULES: Final[Mapping[str, Rule]] = {
         'must be "error", "flush" or "allow"',
     ),
     "hook_errors": Rule(lambda value: value is None or value in ("log", "raise"), 'must be "log", "raise" or None'),
+    "strict": Rule(lambda value: isinstance(value, bool), "must be True or False"),
+    "isolation_level": Rule(is_isolation_level, ISOLATION_LEVEL),
+    "timeout": Rule(is_timeout, TIMEOUT),
+    "read_only_methods": Rule(_are_methods, 'must be a set of HTTP methods such as {"GET"}'),
 }
 
 _TO_COME: Final = (
     "uncommitted",
-    "strict",
-    "isolation_level",
     "attempts",
-    "timeout",
-    "read_only_methods",
     "slow_transaction",
     "resolve_commit",
 )
@@ -84,7 +112,9 @@ def _check(label: str, name: str, value: Any) -> Any:
         )
     if not _RULES[name].holds(value):
         raise ConfigurationError(label, f"is {value!r}; it {_RULES[name].allowed}.")
-    if name == "auto_commit" and not isinstance(value, bool):
+    if name == "isolation_level" and value is not None:
+        return level_name(value)
+    if name in ("auto_commit", "read_only_methods") and not isinstance(value, bool):
         return frozenset(method.upper() for method in cast(Collection[str], value))
     return value
 

@@ -135,7 +135,11 @@ def test_what_cannot_be_decorated(target: Any, message: str) -> None:
         ({"name": ""}, "name is ''; it must be a string that is not empty"),
         ({"using": 3}, "using is 3; it must be the name of a UnitOfWork"),
         ({"attempts": 0}, "attempts is not available in this version"),
-        ({"propagation": Propagation.REQUIRES_NEW}, "propagation is Propagation.REQUIRES_NEW, which is not available"),
+        ({"timeout": -1}, "timeout is -1; it must be a number of seconds above 0"),
+        (
+            {"propagation": Propagation.NEVER, "read_only": True},
+            "read_only is about a transaction, and with Propagation.NEVER there is none",
+        ),
         ({"comit_if": print}, "comit_if is not an option of a transaction. Did you mean commit_if?"),
         ({"zzz": 1}, "zzz is not an option of a transaction. Known are: propagation"),
     ],

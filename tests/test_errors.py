@@ -10,10 +10,15 @@ from flask_uow import errors
 from flask_uow.errors import (
     ConfigurationError,
     HookError,
+    IncompatibleTransactionError,
     ManualTransactionControlError,
     NoScopeError,
     PartialCommitError,
+    ReadOnlyTransactionError,
+    TransactionDoomedError,
+    TransactionForbiddenError,
     TransactionRequiredError,
+    TransactionTimeoutError,
     UnexpectedRollbackError,
     UnitOfWorkError,
 )
@@ -41,6 +46,31 @@ EXAMPLES: list[tuple[UnitOfWorkError, dict[str, object], str]] = [
         r"^session\.commit\(\) was called inside transfer\(\).*session\.flush\(\).*uow\.savepoint\(\).*manual_commit",
     ),
     (
+        TransactionForbiddenError("mail()", "transfer()"),
+        {"wanted_by": "mail()", "transaction": "transfer()"},
+        r"^mail\(\) must not run inside a transaction \(Propagation\.NEVER\), .*transfer\(\) is active\..*on_commit",
+    ),
+    (
+        IncompatibleTransactionError("report()", "read_only=False", "would join one that is read-only."),
+        {"block": "report()", "option": "read_only=False", "problem": "would join one that is read-only."},
+        r"^report\(\) asks for read_only=False, but would join one that is read-only\.$",
+    ),
+    (
+        ReadOnlyTransactionError("report()", ["a new Book", "Book 7"]),
+        {"transaction": "report()", "objects": ("a new Book", "Book 7")},
+        r"^The transaction of report\(\) is read-only, and was to write a new Book, Book 7\. .*read_only=False",
+    ),
+    (
+        TransactionDoomedError("transfer()", "reserve() failed, and the error was caught"),
+        {"transaction": "transfer()", "reason": "reserve() failed, and the error was caught"},
+        r"^The transaction of transfer\(\) can only be rolled back, because reserve\(\) failed, .*savepoint\(\)",
+    ),
+    (
+        TransactionTimeoutError("transfer()", 2.5),
+        {"transaction": "transfer()", "timeout": 2.5},
+        r"^The transaction of transfer\(\) was not done after 2\.5 s, its timeout\. Nothing of it is stored\.",
+    ),
+    (
         UnexpectedRollbackError("The work of transfer()", "reserve() failed"),
         {"transaction": "The work of transfer()", "reason": "reserve() failed"},
         r"^The work of transfer\(\) was rolled back instead of committed, because reserve\(\) failed\..*savepoint\(\)",
@@ -48,7 +78,7 @@ EXAMPLES: list[tuple[UnitOfWorkError, dict[str, object], str]] = [
     (
         PartialCommitError(["default", "audit"], "reports"),
         {"committed": ("default", "audit"), "failed": "reports"},
-        r"^The UnitOfWork 'reports' failed to commit after 'default', 'audit' had committed; that work is stored",
+        r"^'reports' failed to commit after 'default', 'audit' had committed; that work is stored",
     ),
     (
         HookError("Hooks failed", [ValueError("mail"), LookupError("fax")], committed=False),
@@ -61,6 +91,11 @@ PARENTS: dict[type[UnitOfWorkError], set[type[Exception]]] = {
     ConfigurationError: {UnitOfWorkError, ValueError},
     NoScopeError: {UnitOfWorkError, RuntimeError},
     TransactionRequiredError: {UnitOfWorkError},
+    TransactionForbiddenError: {UnitOfWorkError},
+    IncompatibleTransactionError: {UnitOfWorkError},
+    ReadOnlyTransactionError: {UnitOfWorkError},
+    TransactionDoomedError: {UnitOfWorkError},
+    TransactionTimeoutError: {UnitOfWorkError},
     ManualTransactionControlError: {UnitOfWorkError},
     UnexpectedRollbackError: {UnitOfWorkError},
     PartialCommitError: {UnitOfWorkError},

@@ -13,11 +13,7 @@ from flask_uow.settings import KNOWN_METHODS, Settings, check_name, from_argumen
 
 TO_COME = [
     ("uncommitted", "warn"),
-    ("strict", False),
-    ("isolation_level", "SERIALIZABLE"),
     ("attempts", 3),
-    ("timeout", 5),
-    ("read_only_methods", {"GET"}),
     ("slow_transaction", 1.0),
     ("resolve_commit", True),
 ]
@@ -40,6 +36,14 @@ RIGHT: list[tuple[str, object, object]] = [
     ("hook_errors", None, None),
     ("hook_errors", "log", "log"),
     ("hook_errors", "raise", "raise"),
+    ("strict", True, True),
+    ("strict", False, False),
+    ("isolation_level", None, None),
+    ("isolation_level", "repeatable_read", "REPEATABLE READ"),
+    ("timeout", None, None),
+    ("timeout", 2.5, 2.5),
+    ("read_only_methods", {"get", "HEAD"}, frozenset({"GET", "HEAD"})),
+    ("read_only_methods", (), frozenset()),
 ]
 
 _METHODS = r"it must be True, False, or a set of HTTP methods such as"
@@ -59,6 +63,11 @@ WRONG: list[tuple[str, object, str]] = [
     ("manual_commit", ["flush"], 'it must be "error", "flush" or "allow"'),
     ("hook_errors", "ignore", 'it must be "log", "raise" or None'),
     ("hook_errors", True, 'it must be "log", "raise" or None'),
+    ("strict", None, "it must be True or False"),
+    ("isolation_level", "AUTOCOMMIT", "it must be one of READ UNCOMMITTED, "),
+    ("timeout", 0, "it must be a number of seconds above 0, or None"),
+    ("read_only_methods", True, "it must be a set of HTTP methods such as"),
+    ("read_only_methods", "GET", "it must be a set of HTTP methods such as"),
 ]
 
 

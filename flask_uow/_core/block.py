@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Literal
+from typing import Final, Literal
 
 from sqlalchemy.orm import Session
 
@@ -16,9 +16,9 @@ from flask_uow._core.propagation import Step, decide
 from flask_uow._core.scope import Scope
 from flask_uow._core.stack import Runtime
 from flask_uow._core.transaction import Outcome, Transaction
-from flask_uow.errors import ConfigurationError, TransactionRequiredError, UnexpectedRollbackError
+from flask_uow.errors import ConfigurationError, UnexpectedRollbackError
 
-__all__ = ["Block", "Home", "innermost_standalone", "standalone_scope"]
+__all__ = ["Block", "Home", "enter_scope", "innermost_standalone", "leave_scope", "standalone_scope"]
 
 _NOWHERE: Mapping[tuple[Runtime, int], Scope] = {}
 
@@ -32,7 +32,7 @@ def standalone_scope(runtime: Runtime) -> Scope | None:
     scopes = _standalone.get()
     scope = scopes.get((runtime, threading.get_ident())) if scopes else None
     # A context that was copied inside a block outlives the block, and must not bring its scope back to life.
-    return None if scope is None or scope.closed else scope
+    return None if scope is None or scope.closed else scope.innermost
 
 
 Home = Callable[[], tuple[Runtime, Scope | None]]
@@ -42,13 +42,26 @@ Home = Callable[[], tuple[Runtime, Scope | None]]
 class Block:
     """A context manager that begins, joins or nests a transaction, and ends what it began. It yields the session."""
 
-    __slots__ = ("_home", "_joined", "_label", "_options", "_runtime", "_scope", "_standalone", "_transaction")
+    __slots__ = (
+        "_entered",
+        "_home",
+        "_joined",
+        "_label",
+        "_options",
+        "_outer",
+        "_owns_scope",
+        "_scope",
+        "_transaction",
+    )
 
     def __init__(self, home: Home, options: Options, label: str) -> None:
         self._home = home
         self._options = options
         self._label = label
-        self._standalone = False
+        self._entered = False
+        self._joined = False
+        self._owns_scope = False
+        self._outer: Scope | None = None
         self._transaction: Transaction | None = None
 
     def __enter__(self) -> Session:
@@ -67,33 +80,43 @@ class Block:
 
     def enter(self) -> None:
         """Begin, join or nest, without opening the session."""
-        if self._transaction is not None:
+        if self._entered:
             raise ConfigurationError(
                 self._label,
                 "was entered a second time while it was running. Call transaction() or savepoint() anew for each "
                 "with statement.",
             )
 
-        self._runtime, scope = self._home()
-        self._scope = scope if scope is not None else Scope(self._runtime)
-        self._standalone = scope is None
-        step = decide(self._options.propagation, active=self._scope.current() is not None, wanted_by=self._label)
-        self._joined = step is Step.JOIN
+        runtime, outer = self._home()
+        active = None if outer is None else outer.current()
+        step = decide(
+            self._options.propagation, active=None if active is None else active._label, wanted_by=self._label
+        )
+        suspends = outer is not None and step in _SUSPENDING
+        if outer is not None and suspends:
+            outer.refuse_shared_connection(self._label)
 
+        self._outer = outer
+        self._owns_scope = outer is None or suspends
+        self._scope = Scope(runtime) if outer is None or suspends else outer
+        if self._owns_scope:
+            enter_scope(self._scope, outer, self._label)
+        try:
+            self._take(step)
+        except BaseException as error:
+            self._leave_scope(error)
+            raise
+        self._entered = True
+
+    def _take(self, step: Step) -> None:
+        """Take the first step of the block."""
+        self._joined = step is Step.JOIN
         if self._joined:
-            transaction = self._scope.active(self._label)
-            if transaction._stored:
-                # We are in a listener of the user's, between COMMIT and the end of commit().
-                raise TransactionRequiredError(self._label)
-            transaction._blocks.append((self._label, self._options))
-            self._transaction = transaction
+            self._transaction = self._scope.join(self._options, self._label)
         elif step is Step.NEST:
             self._transaction = self._scope.nest(self._options, self._label)
-        else:
+        elif step in (Step.BEGIN, Step.BEGIN_ANOTHER):
             self._transaction = self._scope.begin(self._options, self._label)
-
-        if self._standalone:
-            _standalone.set({**_standalone.get(), (self._runtime, threading.get_ident()): self._scope})
 
     def leave(self, error: BaseException | None) -> None:
         """End what this block began.
@@ -101,31 +124,31 @@ class Block:
         Args:
             error: What left the block, which the caller lets go on.
         """
-        try:
-            self._end(error)
-        finally:
-            if self._standalone:
-                key = (self._runtime, threading.get_ident())
-                _standalone.set({other: scope for other, scope in _standalone.get().items() if other != key})
-                self._scope.close(error)
-
-    def _end(self, error: BaseException | None) -> None:
-        transaction, self._transaction = self._transaction, None
-        if transaction is None:
+        if not self._entered:
             raise ConfigurationError(self._label, "was left without being entered. Use it in a with statement.")
+        self._entered = False
+        try:
+            if self._transaction is not None:
+                self._end(self._transaction, error)
+        finally:
+            self._transaction = None
+            self._leave_scope(error)
+
+    def _leave_scope(self, error: BaseException | None) -> None:
+        if self._owns_scope:
+            try:
+                self._scope.close(error)
+            finally:
+                leave_scope(self._scope, self._outer)
+
+    def _end(self, transaction: Transaction, error: BaseException | None) -> None:
         while transaction._successor is not None:
             transaction = transaction._successor
 
         decision = Decision.COMMIT if error is None else self._scope.decide(error, self._options)
 
         if self._joined:
-            transaction._blocks.pop()
-            if error is not None and decision is Decision.ROLLBACK:
-                transaction._doom_by(f"{self._label}, which had joined it, failed with {type(error).__name__}", error)
-            if error is None and transaction.outcome is Outcome.ROLLED_BACK:
-                raise UnexpectedRollbackError(
-                    f"The work of {self._label}", "the transaction that it had joined is over"
-                )
+            self._end_joined(transaction, decision, error)
         elif transaction.outcome is None:
             self._scope.end(transaction, decision, error)
         elif error is None and transaction.outcome is not Outcome.COMMITTED:
@@ -133,9 +156,41 @@ class Block:
                 f"The work of {self._label}", "its transaction was ended from outside while the block was still running"
             )
 
+    def _end_joined(self, transaction: Transaction, decision: Decision, error: BaseException | None) -> None:
+        try:
+            if error is None:
+                self._scope.check_time(transaction._blocks[-1].deadline)
+        finally:
+            transaction._blocks.pop()
+        if error is not None and decision is Decision.ROLLBACK:
+            reason = f"{self._label}, which had joined it, failed with {type(error).__name__}"
+            self._scope.doom(transaction, reason, error)
+        if error is None and transaction.outcome is Outcome.ROLLED_BACK:
+            raise UnexpectedRollbackError(f"The work of {self._label}", "the transaction that it had joined is over")
+
+
+_SUSPENDING: Final = (Step.BEGIN_ANOTHER, Step.STEP_OUT)
+
+
+def enter_scope(scope: Scope, outer: Scope | None, block: str) -> None:
+    """Make *scope* the current one for *block*, in the place of *outer*, which it may have none."""
+    if outer is None:
+        _standalone.set({**_standalone.get(), (scope.runtime, threading.get_ident()): scope})
+    else:
+        outer.give_way(scope, block)
+
+
+def leave_scope(scope: Scope, outer: Scope | None) -> None:
+    """Undo what `enter_scope` did."""
+    if outer is None:
+        key = (scope.runtime, threading.get_ident())
+        _standalone.set({other: kept for other, kept in _standalone.get().items() if other != key})
+    else:
+        outer.take_back(scope)
+
 
 def innermost_standalone() -> Scope | None:
     """Return the scope of the innermost such block of this thread, whichever UnitOfWork it belongs to."""
     thread = threading.get_ident()
     scopes = reversed(list(_standalone.get().items()))
-    return next((scope for (_, owner), scope in scopes if owner == thread and not scope.closed), None)
+    return next((scope.innermost for (_, owner), scope in scopes if owner == thread and not scope.closed), None)

@@ -6,21 +6,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from inspect import iscoroutinefunction
+from math import isfinite
 from typing import Any, Final, Literal, TypedDict
 
-from flask_uow._core.propagation import AVAILABLE, Propagation
+from flask_uow._core.propagation import Propagation, can_begin, can_have
 from flask_uow.errors import ConfigurationError
 
 __all__ = [
     "COMMIT_IF",
+    "ISOLATION_LEVEL",
+    "TIMEOUT",
     "CommitIf",
     "ManualCommit",
     "Options",
     "Rule",
+    "StreamOptions",
     "TransactionOptions",
     "TransactionalOptions",
     "check_options",
     "is_commit_if",
+    "is_isolation_level",
+    "is_timeout",
+    "level_name",
     "unknown_name",
 ]
 
@@ -29,14 +36,22 @@ CommitIf = Callable[[Any], bool]
 ManualCommit = Literal["error", "flush", "allow"]
 
 
-class TransactionOptions(TypedDict, total=False):
-    """What ``uow.transaction()`` takes."""
+class StreamOptions(TypedDict, total=False):
+    """What ``uow.stream()`` takes: its transaction is always one of its own."""
 
-    propagation: Propagation
+    isolation_level: str | None
+    read_only: bool | None
+    timeout: float | None
     rollback_for: ErrorClasses
     no_rollback_for: ErrorClasses
     manual_commit: ManualCommit | None
     name: str | None
+
+
+class TransactionOptions(StreamOptions, total=False):
+    """What ``uow.transaction()`` takes."""
+
+    propagation: Propagation
 
 
 class TransactionalOptions(TransactionOptions, total=False):
@@ -51,6 +66,9 @@ class Options:
     """A block's options, checked."""
 
     propagation: Propagation = Propagation.REQUIRED
+    isolation_level: str | None = None
+    read_only: bool | None = None
+    timeout: float | None = None
     rollback_for: tuple[type[BaseException], ...] = ()
     no_rollback_for: tuple[type[BaseException], ...] = ()
     manual_commit: ManualCommit | None = None
@@ -83,6 +101,31 @@ def _is_name(value: object) -> bool:
     return value is None or (isinstance(value, str) and bool(value.strip()))
 
 
+_LEVELS: Final = ("READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE", "SNAPSHOT")
+"""Those of the SQL standard (ISO/IEC 9075-2, 4.41.4), and that of SQL Server."""
+
+
+def level_name(level: str) -> str:
+    """Return the name of an isolation level as SQLAlchemy writes it."""
+    return level.replace("_", " ").upper()
+
+
+def is_isolation_level(value: object) -> bool:
+    """Whether *value* can be the isolation level of a transaction. AUTOCOMMIT cannot: it is the lack of one."""
+    return value is None or (isinstance(value, str) and level_name(value) in _LEVELS)
+
+
+def is_timeout(value: object) -> bool:
+    """Whether *value* is a number of seconds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value is None
+    return value > 0 and isfinite(value)
+
+
+ISOLATION_LEVEL: Final = f"must be one of {', '.join(_LEVELS)}, or None for the engine's own"
+
+TIMEOUT: Final = "must be a number of seconds above 0, or None"
+
 COMMIT_IF: Final = "must be a plain function that takes the response and returns a bool, or None"
 
 _ERROR_CLASSES: Final = "must be an exception class, or a tuple of them"
@@ -92,6 +135,9 @@ _RULES: Final[Mapping[str, Rule]] = {
         lambda value: isinstance(value, Propagation),
         "must be a member of Propagation, such as Propagation.NESTED",
     ),
+    "isolation_level": Rule(is_isolation_level, ISOLATION_LEVEL),
+    "read_only": Rule(lambda value: value is None or isinstance(value, bool), "must be True, False or None"),
+    "timeout": Rule(is_timeout, TIMEOUT),
     "rollback_for": Rule(_is_error_classes, _ERROR_CLASSES),
     "no_rollback_for": Rule(_is_error_classes, _ERROR_CLASSES),
     "manual_commit": Rule(
@@ -113,9 +159,6 @@ _OF_DECORATORS_ALONE: Final = {
 
 _TO_COME: Final = frozenset(
     {
-        "isolation_level",
-        "read_only",
-        "timeout",
         "verify",
         "resolve_commit",
         "attempts",
@@ -152,25 +195,34 @@ def check_options(given: Mapping[str, Any], *, decorator: bool) -> Options:
             raise ConfigurationError(name, f"is {value!r}; it {_RULES[name].allowed}.")
 
     options = Options(**{name: _normalised(name, value) for name, value in given.items()})
+    _check_together(options)
+    return options
 
-    if options.propagation not in AVAILABLE:
-        modes = ", ".join(f"Propagation.{mode.name}" for mode in AVAILABLE)
+
+def _check_together(options: Options) -> None:
+    """Refuse options that contradict each other."""
+    mode = options.propagation
+    for name in ("isolation_level", "read_only", "timeout"):
+        if getattr(options, name) is not None and not can_have(mode):
+            raise ConfigurationError(
+                name, f"is about a transaction, and with Propagation.{mode.name} there is none. Leave one of them out."
+            )
+    if options.commit_if is not None and not can_begin(mode):
         raise ConfigurationError(
-            "propagation",
-            f"is Propagation.{options.propagation.name}, which is not available in this version of flask_uow; it "
-            f"can be {modes}.",
+            "commit_if",
+            f"decides for the block that begins the transaction, and with Propagation.{mode.name} that is another. "
+            "Leave it out.",
         )
-
     for cls in options.rollback_for:
         if cls in options.no_rollback_for:
             raise ConfigurationError(
                 "rollback_for", f"and no_rollback_for both name {cls.__name__}; a class can be in one of them."
             )
 
-    return options
-
 
 def _normalised(name: str, value: Any) -> Any:
+    if name == "isolation_level" and value is not None:
+        return level_name(value)
     if name in ("rollback_for", "no_rollback_for") and not isinstance(value, tuple):
         return (value,)
     return value

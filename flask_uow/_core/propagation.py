@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-from flask_uow.errors import TransactionRequiredError
+from flask_uow.errors import TransactionForbiddenError, TransactionRequiredError
 
-__all__ = ["AVAILABLE", "Propagation", "Step", "decide"]
+__all__ = ["Propagation", "Step", "can_begin", "can_have", "decide"]
 
 
 class Propagation(Enum):
@@ -23,60 +23,85 @@ class Propagation(Enum):
     """Be a savepoint in the active transaction, or begin one."""
 
     REQUIRES_NEW = "requires_new"
-    """Begin another transaction, on a session of its own. Not available yet."""
+    """Begin a transaction; an active one is suspended meanwhile."""
 
     MANDATORY = "mandatory"
     """Join the active transaction; it is an error if there is none."""
 
     SUPPORTS = "supports"
-    """Join the active transaction, or run without one. Not available yet."""
+    """Join the active transaction, or run without one."""
 
     NOT_SUPPORTED = "not_supported"
-    """Run without a transaction. Not available yet."""
+    """Run without a transaction; an active one is suspended meanwhile."""
 
     NEVER = "never"
-    """Run without a transaction; it is an error if there is one. Not available yet."""
+    """Run without a transaction; it is an error if there is one."""
 
 
 class Step(Enum):
     """What a block does first."""
 
-    BEGIN = "begin"
     JOIN = "join"
-    NEST = "nest"
-    REFUSE = "refuse"
+    NEST = "savepoint"
+    BEGIN = "begin"
+    BEGIN_ANOTHER = "suspend and begin"
+    STEP_OUT = "suspend and run without"
+    STAY_OUT = "run without"
+    REQUIRE = "TransactionRequiredError"
+    FORBID = "TransactionForbiddenError"
 
 
 _WHEN_ACTIVE: Final = {
     Propagation.REQUIRED: Step.JOIN,
     Propagation.NESTED: Step.NEST,
+    Propagation.REQUIRES_NEW: Step.BEGIN_ANOTHER,
     Propagation.MANDATORY: Step.JOIN,
+    Propagation.SUPPORTS: Step.JOIN,
+    Propagation.NOT_SUPPORTED: Step.STEP_OUT,
+    Propagation.NEVER: Step.FORBID,
 }
 
 _WHEN_NONE: Final = {
     Propagation.REQUIRED: Step.BEGIN,
     Propagation.NESTED: Step.BEGIN,
-    Propagation.MANDATORY: Step.REFUSE,
+    Propagation.REQUIRES_NEW: Step.BEGIN,
+    Propagation.MANDATORY: Step.REQUIRE,
+    Propagation.SUPPORTS: Step.STAY_OUT,
+    Propagation.NOT_SUPPORTED: Step.STAY_OUT,
+    Propagation.NEVER: Step.STAY_OUT,
 }
 
-AVAILABLE: Final = tuple(_WHEN_ACTIVE)
-"""The modes that this version carries out. What is missing from the table is refused when it is asked for."""
+_WITH: Final = frozenset({Step.JOIN, Step.NEST, Step.BEGIN, Step.BEGIN_ANOTHER})
+"""The steps after which a block is in a transaction."""
 
 
-def decide(propagation: Propagation, *, active: bool, wanted_by: str) -> Step:
+def can_begin(propagation: Propagation) -> bool:
+    """Whether a block begins a transaction where there is none."""
+    return _WHEN_NONE[propagation] is Step.BEGIN
+
+
+def can_have(propagation: Propagation) -> bool:
+    """Whether a block is ever in a transaction."""
+    return _WHEN_ACTIVE[propagation] in _WITH or _WHEN_NONE[propagation] in _WITH
+
+
+def decide(propagation: Propagation, *, active: str | None, wanted_by: str) -> Step:
     """Return the first step of a block.
 
     Args:
         propagation: What the block asks for.
-        active: Whether a transaction is active.
+        active: The transaction that is active, for the message; None where none is.
         wanted_by: The block, for the message.
 
     Raises:
         TransactionRequiredError: *propagation* needs a transaction, and none is active.
+        TransactionForbiddenError: *propagation* forbids a transaction, and one is active.
     """
-    step = (_WHEN_ACTIVE if active else _WHEN_NONE)[propagation]
+    step = (_WHEN_NONE if active is None else _WHEN_ACTIVE)[propagation]
 
-    if step is Step.REFUSE:
+    if step is Step.REQUIRE:
         raise TransactionRequiredError(wanted_by)
+    if step is Step.FORBID:
+        raise TransactionForbiddenError(wanted_by, str(active))
 
     return step

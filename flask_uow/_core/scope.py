@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction
 
+from flask_uow._core.connection import Demands
 from flask_uow._core.events import Removed
+from flask_uow._core.faults import ends_the_transaction, is_out_of_time, is_read_only
 from flask_uow._core.options import ManualCommit, Options
 from flask_uow._core.policy import Decision
-from flask_uow._core.session import WatchedSession
-from flask_uow._core.stack import Plan, Runtime, Stack, brief
-from flask_uow._core.transaction import Transaction
-from flask_uow.errors import ManualTransactionControlError, NoScopeError
+from flask_uow._core.session import WatchedSession, unsaved
+from flask_uow._core.stack import Plan, Runtime, Stack, brief, brief_statement
+from flask_uow._core.transaction import Joined, Transaction, deadline_of
+from flask_uow.errors import (
+    ConfigurationError,
+    IncompatibleTransactionError,
+    ManualTransactionControlError,
+    NoScopeError,
+    ReadOnlyTransactionError,
+    TransactionRequiredError,
+)
 
 __all__ = ["Scope"]
 
 _BY_HAND = Options()
 
+_NAMED_AT_MOST = 5
+"""Objects, in the message of an error."""
+
 
 class Scope(Stack):
     """One context's session and its transactions. It oversees the session: see `Overseer`."""
 
-    __slots__ = ("__weakref__", "_closed_by_hand", "closed", "ending")
+    __slots__ = ("__weakref__", "_closed_by_hand", "_in_place_of", "_inner", "_parked", "closed", "ending")
 
     def __init__(self, runtime: Runtime, plan: Plan | None = None) -> None:
         super().__init__(runtime, plan)
         self._closed_by_hand = False
+        self._inner: Scope | None = None
+        """The one that has taken its place for a while."""
+
+        self._in_place_of: str | None = None
+        """The block for which it has taken another's place."""
+
+        self._parked: Session | None = None
+        """What a registry has open for it while another has its place, or had open when it took another's."""
+
         self.ending = False
         """Whether its context ends, so that others may close the session before we do."""
 
@@ -61,19 +87,130 @@ class Scope(Stack):
         self._closed_by_hand = False
         self._watched = WatchedSession(session, self._runtime.source, self)
 
+    # One scope in the place of another
+
+    @property
+    def innermost(self) -> Scope:
+        """The scope that has its place at the moment, or itself."""
+        scope = self
+        while scope._inner is not None:
+            scope = scope._inner
+        return scope
+
+    def refuse_shared_connection(self, block: str) -> None:
+        """Raise if a second session could not have a connection of its own, and there is a transaction to protect.
+
+        Raises:
+            ConfigurationError: It could not.
+        """
+        if self.current() is None:
+            return
+        if self._watched is None:
+            self.adopt(self._runtime.source.open())
+        shared = None if self._watched is None else self._watched.shared_connection()
+        if shared is not None:
+            raise ConfigurationError(
+                "propagation",
+                f"of {block} suspends the transaction of {self._stack[0]._label} and needs a second connection, but "
+                f"{shared}; its COMMIT or ROLLBACK would end the suspended transaction. Use a database file or a "
+                "server, or let the block join.",
+            )
+
+    def give_way(self, inner: Scope, block: str) -> None:
+        """Let *inner* have this scope's place until `take_back`."""
+        self._inner = inner
+        inner._in_place_of = block
+        inner._parked = self._runtime.source.exchange(inner._parked)
+
+    def take_back(self, inner: Scope) -> None:
+        """Have the place again that was given to *inner*. What was given away inside it and not taken back is over."""
+        if self._inner is not inner:
+            return
+        inner._abandon_inner()
+        self._inner = None
+        inner._parked = self._runtime.source.exchange(inner._parked)
+
+    def _abandon_inner(self) -> None:
+        inner = self._inner
+        if inner is not None:
+            try:
+                inner.close()
+            finally:
+                self.take_back(inner)
+
+    def _notice(self, transaction: Transaction) -> None:
+        if self._inner is not None:
+            transaction._doom_by(f"{self._inner._in_place_of} inside it was never left", None)
+            self._abandon_inner()
+        super()._notice(transaction)
+
+    # Blocks
+
     def nest(self, options: Options, label: str) -> Transaction:
-        """Open a savepoint in the innermost transaction."""
+        """Open a savepoint in the innermost transaction.
+
+        Raises:
+            TransactionDoomedError: An error was caught in it.
+            IncompatibleTransactionError: *options* ask for what a savepoint cannot have.
+        """
+        outer = self.active(label)
+        if options.isolation_level is not None:
+            raise IncompatibleTransactionError(
+                label,
+                f"isolation_level={options.isolation_level!r}",
+                f"would be a savepoint in the transaction of {outer._label}, and the level holds for the whole of it. "
+                "Give it to the block that begins the transaction, or use Propagation.REQUIRES_NEW.",
+            )
+        self._refuse_writing(outer, options, label)
+        if self.restricted:
+            self.before_statement()
         savepoint = self.session.begin_nested()
         # Only now: begin_nested() has flushed what came before the savepoint, and hooks registered there stay.
         transaction = Transaction(options, label, self._stack[-1])
         transaction._savepoint = savepoint
-        self._stack.append(transaction)
+        return self._add(transaction)
+
+    def join(self, options: Options, label: str) -> Transaction:
+        """Let a block be a part of the innermost transaction.
+
+        Raises:
+            IncompatibleTransactionError: *options* ask for what the transaction is not.
+            TransactionRequiredError: Its COMMIT has returned.
+        """
+        transaction = self.active(label)
+        if transaction._stored:
+            # We are in a listener of the user's, between COMMIT and the end of commit().
+            raise TransactionRequiredError(label)
+        level = options.isolation_level
+        if level is not None and level != transaction.isolation_level:
+            actual = f"at {transaction.isolation_level}" if transaction.isolation_level else "at the engine's own level"
+            raise IncompatibleTransactionError(
+                label,
+                f"isolation_level={level!r}",
+                f"would join the transaction of {transaction._label}, which is {actual}. Give the level to the block "
+                "that begins the transaction, or use Propagation.REQUIRES_NEW.",
+            )
+        self._refuse_writing(transaction, options, label)
+        deadline = deadline_of(options, label)
+        if deadline is not None:
+            self.restricted = True
+        transaction._blocks.append(Joined(label, options, deadline))
         return transaction
+
+    def _refuse_writing(self, transaction: Transaction, options: Options, label: str) -> None:
+        if options.read_only is False and transaction.read_only:
+            raise IncompatibleTransactionError(
+                label,
+                "read_only=False",
+                f"would be a part of the transaction of {transaction._label}, which is read-only. Let that one write, "
+                "or use Propagation.REQUIRES_NEW.",
+            )
 
     def close(self, error: BaseException | None = None) -> None:
         """Roll back what nobody settled, and close the session."""
         self._plan = None
         try:
+            self._abandon_inner()
             if self._stack:
                 self._roll_back_all(error)
         finally:
@@ -138,22 +275,74 @@ class Scope(Stack):
         if self._stack:
             self._stack[0]._stored = True
 
-    def statement_failed(self, error: BaseException) -> None:
+    def demands(self) -> Demands | None:
+        """Say what the outermost transaction demands of its connections; one that is planned comes into being here."""
+        if self.current() is None:
+            return None
+        outermost = self._stack[0]
+        return Demands(outermost._label, outermost.isolation_level, outermost.read_only)
+
+    def no_connection(self, error: Exception) -> Exception | None:
+        """Doom the transaction that could not have a connection."""
+        if not self._stack:
+            return None
+        self._failed(error)
+        if isinstance(error, PoolTimeoutError) and self._in_place_of is not None:
+            return PoolTimeoutError(
+                f"{error} It was wanted for {self._in_place_of}, which runs on a second connection "
+                "(Propagation.REQUIRES_NEW) while a suspended transaction holds the first. A pool needs two for each "
+                "thread that does so, or they wait for each other: raise pool_size or max_overflow."
+            )
+        return None
+
+    def statement_failed(self, error: DBAPIError, connection: Connection | None) -> Exception | None:
         """Doom the innermost transaction; inside a savepoint of the user's own, that savepoint alone."""
         if not self._stack or self._watched is None:
-            return
+            return None
+        better = self._better(error)
+        if self._runtime.strict or better is not None or ends_the_transaction(error):
+            self._failed(better or error)
+        elif connection is not None and self._stack[0]._suspect is None:
+            self._stack[0]._suspect = (connection, error)
+        return better
+
+    def _better(self, error: DBAPIError) -> Exception | None:
+        """Return an error that says what we know of it and the database does not."""
+        transaction = self._stack[-1]
+        if transaction.read_only and is_read_only(error):
+            return ReadOnlyTransactionError(self._stack[0]._label, (f"the statement {brief_statement(error)}",))
+        deadline = self.nearest_deadline() if self.restricted and is_out_of_time(error) else None
+        return self.out_of_time(deadline) if deadline is not None and deadline.is_over else None
+
+    def _failed(self, error: Exception) -> None:
         transaction = self._stack[-1]
         reason = f"the database refused a statement ({brief(error)})"
-        savepoint = self._watched.session.get_nested_transaction()
-        if savepoint is None or savepoint is transaction._savepoint:
-            transaction._doom_by(reason, error)
+        savepoint = None if self._watched is None else self._watched.session.get_nested_transaction()
+        if self._watched is None or savepoint is None or savepoint is transaction._savepoint:
+            self.doom(transaction, reason, error)
         else:
             self._watched.spoil(savepoint, reason, error)
+            self.restricted = True
 
     def savepoint_lost(self, error: BaseException) -> None:
         """Doom every transaction: MySQL and MariaDB undo all of them at a deadlock, the savepoints included."""
         for transaction in self._stack:
-            transaction._doom_by(f"the database has rolled back more than a savepoint ({brief(error)})", error)
+            self.doom(transaction, f"the database has rolled back more than a savepoint ({brief(error)})", error)
+
+    def flush_called(self) -> None:
+        """Refuse to write in a read-only transaction.
+
+        Raises:
+            ReadOnlyTransactionError: There is something to write.
+        """
+        if not self._stack or not self._stack[-1].read_only or self._watched is None:
+            return
+        changes = unsaved(self._watched.session)
+        objects = list(islice(changes, _NAMED_AT_MOST))
+        if objects:
+            if more := sum(1 for _ in changes):
+                objects.append(f"{more} more")
+            raise ReadOnlyTransactionError(self._stack[0]._label, objects)
 
     # By hand
 
@@ -172,7 +361,7 @@ class Scope(Stack):
             return "allow"
 
         transaction = self.active(method)
-        innermost = transaction._blocks[-1][1] if transaction._blocks else transaction._options
+        innermost = transaction._blocks[-1].options if transaction._blocks else transaction._options
         mode = innermost.manual_commit or transaction._options.manual_commit or self._runtime.manual_commit
         if self._settling or mode == "error" or (mode == "allow" and transaction.parent is not None):
             raise self._refused(method)
@@ -180,7 +369,7 @@ class Scope(Stack):
 
     def _refused(self, method: str) -> ManualTransactionControlError:
         transaction = self.active(method)
-        block = transaction._blocks[-1][0] if transaction._blocks else transaction._label
+        block = transaction._blocks[-1].label if transaction._blocks else transaction._label
         return ManualTransactionControlError(method, block)
 
     def _by_hand(self) -> Transaction | None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import ref
 
-from sqlalchemy import Connection, event
-from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy import Connection, Engine, event, inspect
+from sqlalchemy.exc import SQLAlchemyError, UnboundExecutionError
+from sqlalchemy.orm import InstanceState, Session, SessionTransaction
+from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
-from flask_uow.errors import ConfigurationError, UnexpectedRollbackError
+from flask_uow._core.connection import Demands, Supervisor, execution_options, has_written, take
+from flask_uow.errors import ConfigurationError, PartialCommitError, UnexpectedRollbackError
 
 __all__ = ["OVERSEEN", "Overseer", "SessionSource", "WatchedSession"]
 
@@ -24,9 +24,16 @@ logger = logging.getLogger("flask_uow")
 OVERSEEN: Final = "flask_uow.overseer"
 """The key in ``session.info`` of a session that is watched."""
 
+_SPOILT: Final = "_flask_uow_spoilt"
+
 
 def _tell_nobody(_session: Session) -> None:
     """Do nothing."""
+
+
+def _keep_nothing(_session: Session | None) -> Session | None:
+    """Stand in for a registry where there is none."""
+    return None
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -44,8 +51,11 @@ class SessionSource:
     tell: Callable[[Session], None] = _tell_nobody
     """Called with a session that somebody else has made a registry open."""
 
+    exchange: Callable[[Session | None], Session | None] = _keep_nothing
+    """Lets a registry return another session, or open a new one, and returns the one that it had open."""
 
-class Overseer(Protocol):
+
+class Overseer(Supervisor, Protocol):
     """Who is asked before a session is settled by hand, and told what happens in it."""
 
     def commit_called(self) -> None:
@@ -70,21 +80,19 @@ class Overseer(Protocol):
     def committed(self) -> None:
         """Learn that the session's COMMIT has returned."""
 
-    def statement_failed(self, error: BaseException) -> None:
-        """Learn that the database refused something."""
+    def demands(self) -> Demands | None:
+        """Return what the transaction that a connection is wanted for demands of it; None is no transaction."""
+        ...
 
-    def savepoint_lost(self, error: BaseException) -> None:
-        """Learn that a savepoint could not be rolled back: the database has undone more than it."""
+    def no_connection(self, error: Exception) -> Exception | None:
+        """Learn that there was no connection to be had, and return a better error to raise, if there is one."""
+        ...
 
-
-_overseers: WeakKeyDictionary[Connection, Overseer] = WeakKeyDictionary()
-"""Who oversees the session that a connection is used by, so that an error finds its transaction."""
+    def flush_called(self) -> None:
+        """Learn that the session is about to write its changes."""
 
 
 _SHADOWED: Final = ("commit", "rollback", "close", "reset", "begin")
-
-# event.contains() goes by id(), and takes a new session at an old address for one that is listened to.
-_engines_listened_to: WeakSet[object] = WeakSet()
 
 
 class WatchedSession:
@@ -105,16 +113,15 @@ class WatchedSession:
         self._passing = False
 
         vars(session).update({name: partial(self._called, name) for name in _SHADOWED})
-        vars(session)["_connection_for_bind"] = self._connect
-        session.info[OVERSEEN] = overseer
+        session.info[OVERSEEN] = self
         _listen()
 
         root = session.get_transaction()
         if root is not None:
-            # It has begun before we came. SQLAlchemy does not tell with which connections, but here.
-            overseer.began(root)
-            for connection in {entry[0] for entry in root._connections.values()}:
-                _take(connection, overseer)
+            # It has begun before we came.
+            self.created(root)
+            for connection in self.connections() or (None,):
+                self.began(root, connection)
 
     def _called(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Stand in for a method that settles."""
@@ -122,13 +129,76 @@ class WatchedSession:
             return getattr(type(self.session), name)(self.session, *args, **kwargs)
         return getattr(self._overseer, f"{name}_called")(*args, **kwargs)
 
-    def _connect(self, *args: Any, **kwargs: Any) -> Connection:
-        """Stand in for the method that finds a connection, which no event tells of when there is none to be had."""
+    def created(self, root: SessionTransaction) -> None:
+        """Have a say in how *root* gets its connections, of which no event tells before they have begun."""
+        vars(root)["_connection_for_bind"] = self._provide
+
+    def _provide(self, bind: Engine | Connection, options: Any = None) -> Connection:
+        """Stand in for the method of the session's outermost transaction that finds a connection."""
+        root = self.session.get_transaction()
+        assert root is not None
+        find = type(root)._connection_for_bind
+        if bind in root._connections:
+            return find(root, bind, options)
+
+        overseer = self._overseer
+        if overseer.restricted:
+            overseer.before_statement()
+        demands = overseer.demands()
+        if demands is not None and (ours := execution_options(bind, demands)):
+            options = {**ours, **(options or {})}
         try:
-            return type(self.session)._connection_for_bind(self.session, *args, **kwargs)
+            return find(root, bind, options)
         except SQLAlchemyError as error:
-            self._overseer.statement_failed(error)
+            better = overseer.no_connection(error)
+            if better is None:
+                raise
+            raise better from error
+
+    def began(self, root: SessionTransaction, connection: Connection | None) -> None:
+        """Watch a connection that the session has begun on."""
+        self._overseer.began(root)
+        if connection is None:
+            return
+        _, _, _, from_pool = root._connections[connection]
+        try:
+            take(connection, self._overseer, self._overseer.demands(), bound=not from_pool)
+        except Exception as error:
+            self._overseer.no_connection(error)
             raise
+
+    def flushes(self) -> None:
+        """Let the overseer know that changes are about to be written."""
+        self._overseer.flush_called()
+
+    def committed(self) -> None:
+        """Let the overseer know that COMMIT has returned."""
+        self._overseer.committed()
+
+    def connections(self) -> list[Connection]:
+        """Return the connections that the session has begun on, in the order in which it did."""
+        root = self.session.get_transaction()
+        # Each is there under itself, and under its engine.
+        return [] if root is None else list({entry[0]: None for entry in root._connections.values()})
+
+    def has_changes(self) -> bool:
+        """Whether a rollback would lose anything; of a session that began outside any transaction."""
+        return any(True for _ in unsaved(self.session)) or any(map(has_written, self.connections()))
+
+    def shared_connection(self) -> str | None:
+        """Return why a second session would have the same connection, where it would."""
+        binds: list[Engine | Connection] = [connection.engine for connection in self.connections()]
+        try:
+            binds.append(self.session.get_bind())
+        except UnboundExecutionError:
+            logger.debug("A session with several engines has not said yet which it will use.")
+
+        for bind in binds:
+            if isinstance(bind, Connection):
+                return "its session is bound to one Connection"
+            if isinstance(bind.pool, (StaticPool, SingletonThreadPool)):
+                return f"the pool of {bind!r} is a {type(bind.pool).__name__}, which has one connection"
+        return None
 
     def _for_real(self, name: str) -> None:
         """Do what the session's own method does; one of the user's class may call others of its own."""
@@ -141,8 +211,28 @@ class WatchedSession:
             self._passing = False
 
     def commit(self) -> None:
-        """COMMIT, for real."""
-        self._for_real("commit")
+        """COMMIT, for real.
+
+        Raises:
+            PartialCommitError: One of several engines has committed, and another could not.
+        """
+        connections = self.connections()
+        if len(connections) < 2:  # noqa: PLR2004 - several
+            self._for_real("commit")
+            return
+
+        sent: list[Engine] = []
+        listeners = [(connection, event_name) for connection in connections for event_name in _COMMITS]
+        for connection, event_name in listeners:
+            event.listen(connection, event_name, lambda committing, *_: sent.append(committing.engine))
+        try:
+            self._for_real("commit")
+        except Exception as error:
+            # SQLAlchemy commits them one by one, in no order, and tells of each before it does.
+            if len(sent) > 1:
+                *committed, failed = [repr(engine) for engine in sent]
+                raise PartialCommitError(committed, failed) from error
+            raise
 
     def rollback(self) -> None:
         """ROLLBACK, for real, and leave a usable session whatever the database says to it."""
@@ -180,7 +270,14 @@ class WatchedSession:
             spoilt.rollback()
             raise UnexpectedRollbackError("The work of a savepoint", f"{reason}, and the error was caught") from error
 
-        vars(savepoint).setdefault("commit", commit)
+        if _SPOILT not in vars(savepoint):
+            vars(savepoint).update({"commit": commit, _SPOILT: (reason, error)})
+
+    def spoilt_by(self) -> tuple[str, BaseException] | None:
+        """Return what has spoilt the innermost savepoint, if it is one of the user's own and anything has."""
+        savepoint = self.session.get_nested_transaction()
+        spoilt: tuple[str, BaseException] | None = None if savepoint is None else vars(savepoint).get(_SPOILT)
+        return spoilt
 
     def _let_go(self) -> None:
         """Give what ``session.begin()`` returned its own methods back."""
@@ -208,8 +305,11 @@ class WatchedSession:
     def unwatch(self) -> None:
         """Give the session its own methods back."""
         self._let_go()
-        for name in (*_SHADOWED, "_connection_for_bind"):
+        for name in _SHADOWED:
             vars(self.session).pop(name, None)
+        root = self.session.get_transaction()
+        if root is not None:
+            vars(root).pop("_connection_for_bind", None)
         self.session.info.pop(OVERSEEN, None)
 
     def release(self) -> None:
@@ -244,6 +344,25 @@ def _check(session: object) -> None:
         )
 
 
+def unsaved(session: Session) -> Iterator[str]:
+    """Yield what the next flush of *session* would write, object by object."""
+    for instance in session.new:
+        yield f"a new {type(instance).__name__}"
+    for instance in session.dirty:
+        if session.is_modified(instance):
+            yield _described(instance)
+    for instance in session.deleted:
+        yield f"the deletion of {_described(instance)}"
+
+
+def _described(instance: object) -> str:
+    state: InstanceState[Any] = inspect(instance)
+    return f"{type(instance).__name__} {', '.join(map(repr, state.identity or ()))}"
+
+
+_COMMITS: Final = ("commit", "commit_twophase")
+
+
 @cache
 def _listen() -> None:
     """Listen to all sessions; those that nobody watches cost a look into a dict.
@@ -251,64 +370,39 @@ def _listen() -> None:
     On the class, for its listeners come before those of a sessionmaker, of a subclass and of an instance; and first,
     for one of the user's may raise.
     """
+    event.listen(Session, "after_transaction_create", _after_transaction_create, insert=True)
     event.listen(Session, "after_begin", _after_begin, insert=True)
     event.listen(Session, "after_commit", _after_commit, insert=True)
 
 
-def _overseer_of(session: Session) -> Overseer | None:
-    overseer: Overseer | None = vars(session).get("info", {}).get(OVERSEEN)
-    return overseer
+@cache
+def listen_to_flushes() -> None:
+    """Listen to what sessions write, from the first read-only transaction on."""
+    event.listen(Session, "before_flush", _before_flush, insert=True)
+
+
+def _watched(session: Session) -> WatchedSession | None:
+    watched: WatchedSession | None = vars(session).get("info", {}).get(OVERSEEN)
+    return watched
+
+
+def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None and (watched := _watched(session)) is not None:
+        watched.created(transaction)
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    overseer = _overseer_of(session)
-    if overseer is not None and not transaction.nested:
-        overseer.began(transaction)
-        _take(connection, overseer)
+    if not transaction.nested and (watched := _watched(session)) is not None:
+        watched.began(transaction, connection)
 
 
 def _after_commit(session: Session) -> None:
-    overseer = _overseer_of(session)
-    if overseer is not None and not session.in_nested_transaction():
-        overseer.committed()
+    watched = _watched(session)
+    if watched is not None and not session.in_nested_transaction():
+        watched.committed()
 
 
-def _take(connection: Connection, overseer: Overseer) -> None:
-    """Let *overseer* learn what becomes of *connection*, and begin where the driver would begin too late."""
-    _overseers[connection] = overseer
-    engine = connection.engine
-    if engine not in _engines_listened_to:
-        event.listen(engine, "handle_error", _handle_error)
-        _engines_listened_to.add(engine)
-
-    driver = connection.connection.driver_connection
-    if isinstance(driver, sqlite3.Connection) and _begins_late(driver):
-        if driver.isolation_level:
-            connection.exec_driver_sql(f"BEGIN {driver.isolation_level}")
-        else:
-            # A deferred BEGIN takes no lock and cannot fail, and SQLAlchemy has told of it already.
-            driver.execute("BEGIN")
-
-
-def _begins_late(driver: sqlite3.Connection) -> bool:
-    """Whether Python's sqlite3 would wait for the first INSERT, UPDATE or DELETE before it sends BEGIN.
-
-    A savepoint opened before that is committed when it is released, whatever becomes of the transaction. See
-    "Transaction control" in the documentation of sqlite3; -1 is its LEGACY_TRANSACTION_CONTROL, all there is before
-    Python 3.12. An isolation level of None is the driver's autocommit, which is the user's own choice.
-    """
-    legacy = getattr(driver, "autocommit", -1) == -1
-    return legacy and driver.isolation_level is not None and not driver.in_transaction
-
-
-def _handle_error(context: ExceptionContext) -> None:
-    error = context.sqlalchemy_exception
-    if context.connection is None or not isinstance(error, DBAPIError):
-        return
-
-    overseer = _overseers.get(context.connection)
-    if overseer is not None:
-        if (context.statement or "").startswith("ROLLBACK TO SAVEPOINT"):
-            overseer.savepoint_lost(error)
-        else:
-            overseer.statement_failed(error)
+def _before_flush(session: Session, *_rest: Any) -> None:
+    watched = _watched(session)
+    if watched is not None:
+        watched.flushes()

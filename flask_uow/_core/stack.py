@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from time import perf_counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from textwrap import shorten
+from time import monotonic, perf_counter
 from typing import Any, Literal
 
-from sqlalchemy.exc import PendingRollbackError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.orm import SessionTransaction
 
 from flask_uow._core.events import (
@@ -23,15 +24,18 @@ from flask_uow._core.events import (
 from flask_uow._core.hooks import Failure, Hook, Hooks, Moment
 from flask_uow._core.options import ManualCommit, Options
 from flask_uow._core.policy import Decision, Judge, on_error
-from flask_uow._core.session import SessionSource, WatchedSession
-from flask_uow._core.transaction import Outcome, Transaction
+from flask_uow._core.session import SessionSource, WatchedSession, listen_to_flushes
+from flask_uow._core.transaction import Deadline, Outcome, Transaction
 from flask_uow.errors import (
     HookError,
+    IncompatibleTransactionError,
+    TransactionDoomedError,
     TransactionRequiredError,
+    TransactionTimeoutError,
     UnexpectedRollbackError,
 )
 
-__all__ = ["HookErrors", "Plan", "Runtime", "Stack", "brief", "run_now"]
+__all__ = ["HookErrors", "Plan", "Runtime", "Stack", "brief", "brief_statement", "run_now"]
 
 logger = logging.getLogger("flask_uow")
 
@@ -47,6 +51,23 @@ class Runtime:
     judge: Judge
     manual_commit: ManualCommit
     hook_errors: Callable[[], HookErrors]
+    strict: bool = True
+    """Whether an error of the database dooms its transaction on every database alike."""
+
+    isolation_level: str | None = None
+    timeout: float | None = None
+    """In seconds. This and the level are those of transactions whose options do not say."""
+
+    def complete(self, options: Options) -> Options:
+        """Return the options of an outermost transaction, with the defaults."""
+        if self.isolation_level is None and self.timeout is None:
+            return options
+        level, timeout = options.isolation_level, options.timeout
+        return replace(
+            options,
+            isolation_level=self.isolation_level if level is None else level,
+            timeout=self.timeout if timeout is None else timeout,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +92,17 @@ class _Drain:
 class Stack:
     """The transactions of one context, the innermost last. It ends what is in the session, and never opens one."""
 
-    __slots__ = ("_draining", "_plan", "_planned", "_runtime", "_settling", "_stack", "_telling", "_watched")
+    __slots__ = (
+        "_draining",
+        "_plan",
+        "_planned",
+        "_runtime",
+        "_settling",
+        "_stack",
+        "_telling",
+        "_watched",
+        "restricted",
+    )
 
     def __init__(self, runtime: Runtime, plan: Plan | None = None) -> None:
         self._runtime = runtime
@@ -82,6 +113,8 @@ class Stack:
         self._draining: _Drain | None = None
         self._settling = False
         self._telling = False
+        self.restricted = False
+        """Whether a transaction on the stack is doomed, or has a deadline, so that statements are looked at."""
 
     @property
     def runtime(self) -> Runtime:
@@ -98,7 +131,9 @@ class Stack:
         """
         if not self._stack and self._plan is not None and not self._is_outside:
             plan = self._plan
-            self._planned = self._push(Transaction(plan.options, plan.label, by_block=plan.by_block))
+            self._planned = self._push(
+                Transaction(self._runtime.complete(plan.options), plan.label, by_block=plan.by_block)
+            )
         return self._stack[-1] if self._stack else None
 
     @property
@@ -110,6 +145,13 @@ class Stack:
         """Put an outermost transaction on the stack; the session may have begun already."""
         if self._watched is not None:
             transaction._root = self._watched.session.get_transaction()
+        return self._add(transaction)
+
+    def _add(self, transaction: Transaction) -> Transaction:
+        if transaction._deadline is not None:
+            self.restricted = True
+        if transaction.read_only:
+            listen_to_flushes()
         self._stack.append(transaction)
         return transaction
 
@@ -140,6 +182,67 @@ class Stack:
         else:
             raise TransactionRequiredError(f"{hook.moment.value}()")
 
+    # What may be sent
+
+    def before_statement(self) -> float | None:
+        """Return how many seconds the next statement has, or None for no limit.
+
+        Raises:
+            TransactionDoomedError: It would be a part of work that can only be rolled back.
+            TransactionTimeoutError: There is no time left.
+        """
+        if self._runtime.strict:
+            self.refuse_if_doomed()
+        return self._seconds_left()
+
+    def refuse_if_doomed(self) -> None:
+        """Raise if an error was caught in the transaction, and not in a savepoint that was rolled back since.
+
+        Raises:
+            TransactionDoomedError: It was.
+        """
+        spoilt = None if self._watched is None else self._watched.spoilt_by()
+        if spoilt is not None:
+            reason, error = spoilt
+            raise TransactionDoomedError("a savepoint", _caught(reason)) from error
+        for transaction in reversed(self._stack):
+            doom = transaction._doom
+            if doom is not None and doom.error is not None:
+                raise TransactionDoomedError(transaction._label, _caught(doom.reason)) from doom.error
+
+    def _seconds_left(self) -> float | None:
+        deadline = self.nearest_deadline()
+        if deadline is None:
+            return None
+        if deadline.is_over:
+            raise self.out_of_time(deadline)
+        return deadline.at - monotonic()
+
+    def nearest_deadline(self) -> Deadline | None:
+        """Return the deadline that is up first, of all that hold."""
+        deadlines = (deadline for transaction in self._stack for deadline in _deadlines(transaction))
+        return min(deadlines, key=lambda deadline: deadline.at, default=None)
+
+    def out_of_time(self, deadline: Deadline) -> TransactionTimeoutError:
+        """Doom the innermost transaction, and return what to raise."""
+        error = TransactionTimeoutError(deadline.label, deadline.seconds)
+        self.doom(self._stack[-1], f"{deadline.label} has used up its timeout of {deadline.seconds:g} s", error)
+        return error
+
+    def check_time(self, deadline: Deadline | None) -> None:
+        """Raise if it is too late to keep the work of a block.
+
+        Raises:
+            TransactionTimeoutError: It is.
+        """
+        if deadline is not None and self._in_transaction() and deadline.is_over:
+            raise self.out_of_time(deadline)
+
+    def doom(self, transaction: Transaction, reason: str, error: BaseException | None) -> None:
+        """Make a commit of *transaction* impossible."""
+        transaction._doom_by(reason, error)
+        self.restricted = True
+
     # Beginning
 
     def replan(self, plan: Plan | None) -> None:
@@ -147,8 +250,30 @@ class Stack:
         self._plan = plan
 
     def begin(self, options: Options, label: str) -> Transaction:
-        """Begin an outermost transaction."""
-        return self._push(Transaction(options, label))
+        """Begin an outermost transaction.
+
+        Raises:
+            IncompatibleTransactionError: The session has begun already, with changes that would be lost.
+        """
+        transaction = Transaction(self._runtime.complete(options), label)
+        if transaction.isolation_level is not None or transaction.read_only:
+            self._begin_anew(transaction)
+        return self._push(transaction)
+
+    def _begin_anew(self, transaction: Transaction) -> None:
+        """End what the session has begun outside any transaction, so that the next one can be set as it demands."""
+        watched = self._watched
+        if watched is None or not watched.connections():
+            return
+        if watched.has_changes():
+            option = "read_only=True" if transaction.read_only else f"isolation_level={transaction.isolation_level!r}"
+            raise IncompatibleTransactionError(
+                transaction._label,
+                option,
+                "its session has begun already, with changes that nobody has committed. Commit or roll them back "
+                "first, put them into the block, or use Propagation.REQUIRES_NEW.",
+            )
+        watched.rollback()
 
     def _start(self, transaction: Transaction) -> None:
         outermost = self._stack[0] if transaction.parent is not None else transaction
@@ -185,7 +310,7 @@ class Stack:
         """
         self._notice(transaction)
         if transaction._blocks and not by_hand:
-            transaction._doom_by(f"{transaction._blocks[-1][0]}, which had joined it, was never left", None)
+            transaction._doom_by(f"{transaction._blocks[-1].label}, which had joined it, was never left", None)
 
         if decision is Decision.ROLLBACK or transaction._rollback_only:
             self._roll_back(transaction, error)
@@ -243,6 +368,8 @@ class Stack:
                 if notify.wants(BeforeCommit) and not self._may_commit(transaction, watched):
                     self.end(transaction, Decision.COMMIT, leaving)
                     return
+                self.check_time(transaction._deadline)
+                self._ask_the_database(transaction)
                 watched.commit()
         except BaseException as error:
             if transaction not in self._stack:
@@ -256,6 +383,17 @@ class Stack:
             raise
 
         self._committed(transaction, leaving)
+
+    def _ask_the_database(self, transaction: Transaction) -> None:
+        """Make sure that the database has not given up what an error was caught in; it would not say so at COMMIT."""
+        if transaction._suspect is None:
+            return
+        connection, error = transaction._suspect
+        try:
+            connection.exec_driver_sql("SELECT 1")
+        except DBAPIError:
+            self.doom(transaction, f"the database refused a statement ({brief(error)}), and gave it up", error)
+            raise self._unexpected(transaction, None) from error
 
     def _committed(self, transaction: Transaction, leaving: BaseException | None) -> None:
         """Tell of a commit, and run its hooks."""
@@ -324,7 +462,7 @@ class Stack:
         doom = transaction._doom
         assert doom is not None
         caught = doom.error is not None and doom.error is not leaving
-        reason = f"{doom.reason}, and the error was caught" if caught else doom.reason
+        reason = _caught(doom.reason) if caught else doom.reason
         unexpected = UnexpectedRollbackError(f"The work of {transaction._label}", reason)
         unexpected.__cause__ = doom.error
         self._roll_back(transaction, unexpected)
@@ -332,6 +470,7 @@ class Stack:
 
     def _release_savepoint(self, transaction: Transaction, savepoint: SessionTransaction) -> None:
         try:
+            self.check_time(transaction._deadline)
             savepoint.commit()
         except BaseException as error:
             self._fail(transaction, error)
@@ -346,12 +485,16 @@ class Stack:
             savepoint.rollback()
         except Exception as error:  # noqa: BLE001 - told by dooming what encloses the savepoint
             assert transaction.parent is not None
-            transaction.parent._doom_by(
-                f"the savepoint of {transaction._label} could not be rolled back: {brief(error)}", error
+            self.doom(
+                transaction.parent,
+                f"the savepoint of {transaction._label} could not be rolled back: {brief(error)}",
+                error,
             )
 
     def _leave_stack(self, transaction: Transaction, outcome: Outcome) -> None:
         del self._stack[self._stack.index(transaction) :]
+        if not self._stack:
+            self.restricted = False
         transaction._outcome = outcome
         transaction._savepoint = transaction._root = None
 
@@ -399,6 +542,24 @@ def run_now(hook: Hook) -> None:
     """Run *hook* where there is no transaction to wait for; an ``on_rollback`` hook has nothing to wait for either."""
     if hook.moment is Moment.COMMIT:
         hook.callback(*hook.args, **hook.kwargs)
+
+
+def _deadlines(transaction: Transaction) -> Iterator[Deadline]:
+    """Yield the deadlines that hold in *transaction*; a block that has joined it can have a closer one."""
+    if transaction._deadline is not None:
+        yield transaction._deadline
+    for block in transaction._blocks:
+        if block.deadline is not None:
+            yield block.deadline
+
+
+def _caught(reason: str) -> str:
+    return f"{reason}, and the error was caught"
+
+
+def brief_statement(error: DBAPIError) -> str:
+    """Return the beginning of the statement that failed, on one line."""
+    return shorten(error.statement or "that was sent", 80)
 
 
 def brief(error: BaseException) -> str:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 from uuid import uuid4
 
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import SessionTransaction
 
 from flask_uow._core.hooks import Hooks
 from flask_uow._core.options import Options
 
-__all__ = ["Doom", "Outcome", "State", "Transaction"]
+__all__ = ["Deadline", "Doom", "Joined", "Outcome", "State", "Transaction", "deadline_of"]
 
 
 class Outcome(StrEnum):
@@ -33,11 +35,45 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Deadline:
+    """When a block is to be done."""
+
+    at: float
+    """By the monotonic clock, in seconds."""
+
+    seconds: float
+    """What the block was given."""
+
+    label: str
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has passed."""
+        return monotonic() >= self.at
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A block that has joined a transaction and is running."""
+
+    label: str
+    options: Options
+    deadline: Deadline | None
+
+
+@dataclass(frozen=True, slots=True)
 class Doom:
     """Why a transaction can no longer commit, although nobody asked for a rollback."""
 
     reason: str
     error: BaseException | None
+
+
+def deadline_of(options: Options, label: str) -> Deadline | None:
+    """Return when a block that begins now is to be done, if it has a timeout."""
+    if options.timeout is None:
+        return None
+    return Deadline(monotonic() + options.timeout, options.timeout, label)
 
 
 class Transaction:
@@ -51,6 +87,7 @@ class Transaction:
         "__weakref__",
         "_blocks",
         "_by_block",
+        "_deadline",
         "_doom",
         "_hooks",
         "_id",
@@ -66,7 +103,10 @@ class Transaction:
         "_started",
         "_stored",
         "_successor",
+        "_suspect",
+        "isolation_level",
         "parent",
+        "read_only",
     )
 
     def __init__(
@@ -75,15 +115,26 @@ class Transaction:
         self.parent = parent
         """The enclosing transaction of a savepoint, or None."""
 
+        self.isolation_level: str | None = options.isolation_level if parent is None else parent.isolation_level
+        """Its isolation level, or None for the engine's own."""
+
+        self.read_only: bool = options.read_only or (parent is not None and parent.read_only)
+        """Whether it may not write."""
+
         self._options = options
         self._label = label
         self._by_block = by_block
         self._hooks: Hooks = parent._hooks if parent is not None else Hooks()
         self._mark = self._hooks.mark()
-        self._blocks: list[tuple[str, Options]] = []
+        self._blocks: list[Joined] = []
         """The blocks that have joined it and are running, the innermost last."""
 
+        self._deadline = deadline_of(options, label)
+
         self._doom: Doom | None = None
+        self._suspect: tuple[Connection, DBAPIError] | None = None
+        """An error that was left to the database, which may have given the transaction up."""
+
         self._rollback_only = False
         self._outcome: Outcome | None = None
         self._released = False
@@ -157,13 +208,13 @@ class Transaction:
         ask for a rollback.
         """
         if self._blocks:
-            self._doom_by(f"{self._blocks[-1][0]}, which had joined it, called set_rollback_only()", None)
+            self._doom_by(f"{self._blocks[-1].label}, which had joined it, called set_rollback_only()", None)
         else:
             self._rollback_only = True
 
     def _doom_by(self, reason: str, error: BaseException | None) -> None:
-        """Make a commit impossible; the first reason stays."""
-        if self._doom is None and self._outcome is None:
+        """Make a commit impossible. The first reason stays, but that an error tells more than none."""
+        if self._outcome is None and (self._doom is None or (self._doom.error is None and error is not None)):
             self._doom = Doom(reason, error)
 
     def _duration(self) -> float:

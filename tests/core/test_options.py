@@ -17,7 +17,9 @@ def test_defaults() -> None:
     """Without options a block joins or begins, and rolls back on every exception."""
     options = check_options({}, decorator=True)
 
-    assert options == Options(Propagation.REQUIRED, (), (), None, None, None, None)
+    assert options == Options()
+    assert (options.propagation, options.rollback_for, options.no_rollback_for) == (Propagation.REQUIRED, (), ())
+    assert {getattr(options, name) for name in Options.__dataclass_fields__} == {Propagation.REQUIRED, (), None}
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,18 @@ def test_defaults() -> None:
         ("propagation", Propagation.REQUIRED, Propagation.REQUIRED),
         ("propagation", Propagation.NESTED, Propagation.NESTED),
         ("propagation", Propagation.MANDATORY, Propagation.MANDATORY),
+        ("propagation", Propagation.NEVER, Propagation.NEVER),
+        ("isolation_level", None, None),
+        ("isolation_level", "SERIALIZABLE", "SERIALIZABLE"),
+        ("isolation_level", "repeatable read", "REPEATABLE READ"),
+        ("isolation_level", "Read_Committed", "READ COMMITTED"),
+        ("isolation_level", "SNAPSHOT", "SNAPSHOT"),
+        ("read_only", True, True),
+        ("read_only", False, False),
+        ("read_only", None, None),
+        ("timeout", 5, 5),
+        ("timeout", 0.25, 0.25),
+        ("timeout", None, None),
         ("rollback_for", ValueError, (ValueError,)),
         ("rollback_for", (ValueError, KeyboardInterrupt), (ValueError, KeyboardInterrupt)),
         ("no_rollback_for", LookupError, (LookupError,)),
@@ -54,6 +68,16 @@ def test_right_values(name: str, value: object, stored: object) -> None:
     [
         ("propagation", "nested", r"^propagation is 'nested'; it must be a member of Propagation"),
         ("propagation", None, r"^propagation is None; it must be a member"),
+        ("isolation_level", "AUTOCOMMIT", r"^isolation_level is 'AUTOCOMMIT'; it must be one of READ UNCOMMITTED, "),
+        ("isolation_level", "SERIALISABLE", r"^isolation_level is 'SERIALISABLE'; it must be one of .*SERIALIZABLE"),
+        ("isolation_level", 3, r"^isolation_level is 3; it must be one of"),
+        ("read_only", 1, r"^read_only is 1; it must be True, False or None"),
+        ("timeout", 0, r"^timeout is 0; it must be a number of seconds above 0, or None"),
+        ("timeout", -1, r"^timeout is -1; it must be a number of seconds above 0"),
+        ("timeout", True, r"^timeout is True; it must be a number"),
+        ("timeout", "5", r"^timeout is '5'; it must be a number"),
+        ("timeout", float("inf"), r"^timeout is inf; it must be a number"),
+        ("timeout", float("nan"), r"^timeout is nan; it must be a number"),
         ("rollback_for", "ValueError", r"^rollback_for is 'ValueError'; it must be an exception class, or a tuple"),
         ("rollback_for", int, r"^rollback_for is <class 'int'>; it must be an exception class"),
         ("rollback_for", [ValueError], r"^rollback_for is \[.*\]; it must be an exception class, or a tuple"),
@@ -95,9 +119,6 @@ def test_options_of_the_decorator_alone(name: str, why: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("isolation_level", "SERIALIZABLE"),
-        ("read_only", True),
-        ("timeout", 5),
         ("verify", is_fine),
         ("resolve_commit", True),
         ("attempts", 3),
@@ -111,11 +132,29 @@ def test_options_to_come(name: str, value: object) -> None:
         check_options({name: value}, decorator=True)
 
 
-@pytest.mark.parametrize("mode", ["REQUIRES_NEW", "SUPPORTS", "NOT_SUPPORTED", "NEVER"])
-def test_propagation_to_come(mode: str) -> None:
-    """A mode that this version does not carry out is refused, with those that it does."""
-    with pytest.raises(ConfigurationError, match=rf"Propagation\.{mode}, .*Propagation\.REQUIRED, .*MANDATORY\."):
-        check_options({"propagation": Propagation[mode]}, decorator=False)
+@pytest.mark.parametrize("mode", ["NOT_SUPPORTED", "NEVER"])
+@pytest.mark.parametrize(("name", "value"), [("isolation_level", "SERIALIZABLE"), ("read_only", True), ("timeout", 5)])
+def test_options_of_a_transaction_that_never_is(mode: str, name: str, value: object) -> None:
+    """What holds for a transaction contradicts a mode that has none."""
+    with pytest.raises(
+        ConfigurationError, match=rf"^{name} is about a transaction, and with Propagation\.{mode} there"
+    ):
+        check_options({"propagation": Propagation[mode], name: value}, decorator=False)
+
+
+@pytest.mark.parametrize("mode", ["MANDATORY", "SUPPORTS", "NOT_SUPPORTED", "NEVER"])
+def test_commit_if_of_a_block_that_never_begins(mode: str) -> None:
+    """Who cannot begin a transaction cannot say when it commits."""
+    with pytest.raises(ConfigurationError, match=rf"^commit_if decides for the block .*Propagation\.{mode} that is"):
+        check_options({"propagation": Propagation[mode], "commit_if": is_fine}, decorator=True)
+
+
+@pytest.mark.parametrize("mode", ["MANDATORY", "SUPPORTS"])
+def test_demands_of_a_block_that_only_joins(mode: str) -> None:
+    """Who joins may say what the transaction has to be."""
+    options = check_options({"propagation": Propagation[mode], "read_only": True}, decorator=False)
+
+    assert options.read_only is True
 
 
 @pytest.mark.parametrize(
@@ -135,7 +174,7 @@ def test_contradiction(given: dict[str, Any]) -> None:
     ("name", "advice"),
     [
         ("no_rolback_for", r"Did you mean no_rollback_for\?$"),
-        ("zzz", r"Known are: propagation, rollback_for, .*using\.$"),
+        ("zzz", r"Known are: propagation, isolation_level, .*using\.$"),
     ],
 )
 def test_unknown_option(name: str, advice: str) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, insert, select, text
-from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, StatementError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 from sqlalchemy.pool import NullPool
 
+from flask_uow._core.connection import Demands
 from flask_uow._core.session import SessionSource, WatchedSession
 from flask_uow.errors import ConfigurationError
 from tests.core.conftest import Book, give_back, source_of, titles
@@ -22,6 +23,8 @@ class Watcher:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.errors: list[BaseException] = []
+        self.restricted = False
+        self.asked: Demands | None = None
 
     def commit_called(self) -> None:
         self.calls.append("commit")
@@ -48,8 +51,22 @@ class Watcher:
     def savepoint_lost(self, error: BaseException) -> None:
         self.errors.append(error)
 
-    def statement_failed(self, error: BaseException) -> None:
+    def statement_failed(self, error: DBAPIError, connection: Connection | None) -> Exception | None:
         self.errors.append(error)
+        return None
+
+    def no_connection(self, error: Exception) -> Exception | None:
+        self.errors.append(error)
+        return None
+
+    def before_statement(self) -> float | None:
+        raise AssertionError
+
+    def demands(self) -> Demands | None:
+        return self.asked
+
+    def flush_called(self) -> None:
+        self.calls.append("flush")
 
 
 def watch(source: SessionSource, watcher: Watcher) -> WatchedSession:
@@ -357,10 +374,27 @@ def test_sessions_that_nobody_watches(engine: Engine, watcher: Watcher) -> None:
 
 def test_private_parts_of_sqlalchemy(engine: Engine) -> None:
     """What is read of SQLAlchemy that is not public is where it was."""
-    with Session(engine, close_resets_only=False) as session, session.begin() as begun:
-        connection = session._connection_for_bind(engine)
-        in_block = session._trans_context_manager
+    found: list[object] = []
 
-        assert connection in {entry[0] for entry in begun._connections.values()}
+    with Session(engine, close_resets_only=False) as session, session.begin() as begun:
+        original = begun._connection_for_bind
+
+        def find(bind: Any, options: Any) -> Connection:
+            found.append(bind)
+            return original(bind, options)
+
+        vars(begun)["_connection_for_bind"] = find
+        with session.begin_nested():
+            session.add(Book(title="Emma"))
+            session.flush()
+        in_block = session._trans_context_manager
+        *entry, from_pool = begun._connections[session.connection()]
+
+        # By a flush, in a savepoint, as by anything else.
+        assert found[0] is engine
+        assert entry[0] is session.connection()
+        assert from_pool is True
         assert in_block is begun
     assert session._close_state.name == "CLOSED"
+    assert engine.execution_options(stream_results=True)._proxied is engine
+    assert create_engine("sqlite://", isolation_level="AUTOCOMMIT").dialect._on_connect_isolation_level == "AUTOCOMMIT"

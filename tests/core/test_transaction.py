@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from flask_uow._core.options import Options
-from flask_uow._core.transaction import Outcome, State, Transaction
+from flask_uow._core.transaction import Joined, Outcome, State, Transaction
 
 
 def transaction(label: str = "transfer()", parent: Transaction | None = None) -> Transaction:
@@ -109,7 +109,7 @@ def test_no_doom_after_the_end() -> None:
 def test_set_rollback_only(blocks: list[str], state: State) -> None:
     """The block that began it rolls back quietly; one that joined it dooms it."""
     subject = transaction()
-    subject._blocks.extend((label, Options()) for label in blocks)
+    subject._blocks.extend(Joined(label, Options(), None) for label in blocks)
 
     subject.set_rollback_only()
 

@@ -1,0 +1,396 @@
+"""A connection in a transaction: what it is set to, what may be sent over it, and how it is put back."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil, inf
+from time import monotonic
+from typing import Any, Final, Protocol
+from weakref import WeakSet
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import ExceptionContext, TwoPhaseTransaction
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from flask_uow.errors import ConfigurationError, IncompatibleTransactionError
+
+__all__ = ["Demands", "Supervisor", "execution_options", "has_written", "take"]
+
+
+class Supervisor(Protocol):
+    """Who decides what may be sent over a connection, and is told what went wrong."""
+
+    restricted: bool
+    """Whether `before_statement` has anything to say. It is asked before each statement."""
+
+    def before_statement(self) -> float | None:
+        """Return how many seconds the next statement has, or None for no limit; raise if it may not be sent."""
+        ...
+
+    def statement_failed(self, error: DBAPIError, connection: Connection | None) -> Exception | None:
+        """Learn that the database refused something, and return a better error to raise, if there is one."""
+        ...
+
+    def savepoint_lost(self, error: BaseException) -> None:
+        """Learn that a savepoint could not be rolled back: the database has undone more than it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """What a transaction asks of its connections."""
+
+    block: str
+    isolation_level: str | None
+    read_only: bool
+
+
+_WATCH: Final = "_flask_uow_watch"
+_PUT_BACK: Final = "flask_uow.put_back"
+
+# event.contains() goes by id(), and takes a new engine at an old address for one that is listened to.
+_engines_listened_to: WeakSet[Engine] = WeakSet()
+_pools_listened_to: WeakSet[Engine] = WeakSet()
+
+
+class _Watch:
+    """What is known of one connection while a session uses it. It is kept in the connection's own ``__dict__``."""
+
+    __slots__ = ("_busy", "_limit", "_manage_limit", "supervised", "supervisor", "written")
+
+    def __init__(self, supervisor: Supervisor, *, supervised: bool, manage_limit: bool) -> None:
+        self.supervisor = supervisor
+        self.supervised = supervised
+        """Whether it began in a transaction. What is written outside one is remembered, for it must not be lost."""
+
+        self.written = False
+        self._limit: _Limit | None = None
+        self._manage_limit = manage_limit
+        self._busy = False
+
+    def before(self, connection: Connection, statement: str) -> None:
+        if not self.supervised and not self.written:
+            self.written = not _only_reads(statement)
+        if self.supervisor.restricted and not self._busy:
+            if statement.startswith("ROLLBACK"):
+                # It is always allowed, and takes settings of the savepoint with it.
+                self._limit = None if self._limit is None else self._limit.after_rollback()
+                return
+            self._give(connection, self.supervisor.before_statement())
+
+    def _give(self, connection: Connection, seconds: float | None) -> None:
+        """Give the next statement *seconds*, on the server's side too, where that can be."""
+        if self._limit is None:
+            if seconds is None or not self._manage_limit:
+                return
+            self._limit = _limit_of(connection)
+        self._busy = True
+        try:
+            self._limit.apply(connection, seconds)
+        finally:
+            self._busy = False
+
+
+def take(connection: Connection, supervisor: Supervisor, demands: Demands | None, *, bound: bool) -> None:
+    """Watch a connection that a session has just begun on, and set it to what is demanded.
+
+    Args:
+        connection: The connection. Nothing was sent over it since it began.
+        supervisor: Who decides what may be sent.
+        demands: What the transaction demands, or None outside any.
+        bound: Whether the session was given the connection by its maker, who may be in a transaction on it. Its
+            settings are left as they are.
+
+    Raises:
+        ConfigurationError: It commits each statement by itself, and a transaction is demanded.
+    """
+    vars(connection)[_WATCH] = _Watch(supervisor, supervised=demands is not None, manage_limit=not bound)
+    engine = _base(connection.engine)
+    if engine not in _engines_listened_to:
+        event.listen(engine, "handle_error", _handle_error)
+        event.listen(engine, "before_cursor_execute", _before_statement)
+        _engines_listened_to.add(engine)
+
+    driver = connection.connection.driver_connection
+    if isinstance(driver, sqlite3.Connection) and _begins_late(driver):
+        if driver.isolation_level:
+            connection.exec_driver_sql(f"BEGIN {driver.isolation_level}")
+        else:
+            # A deferred BEGIN takes no lock and cannot fail, and SQLAlchemy has told of it already.
+            driver.execute("BEGIN")
+
+    if demands is not None:
+        if _commits_by_itself(connection, driver):
+            raise ConfigurationError(
+                "isolation_level",
+                f"of {connection.engine!r} is AUTOCOMMIT: each statement would be stored at once, and no rollback "
+                "could undo it. Give UnitOfWork an engine without it, and use engine.connect() for what must run "
+                "outside a transaction.",
+            )
+        if demands.read_only and not bound:
+            _make_read_only(connection, driver)
+
+
+def execution_options(bind: Engine | Connection, demands: Demands) -> dict[str, Any]:
+    """Return the execution options with which a session is to begin on *bind*.
+
+    They are SQLAlchemy's own, which takes them back when the connection is returned to its pool.
+
+    Raises:
+        IncompatibleTransactionError: *bind* is a Connection, whose isolation level is not ours to set.
+    """
+    if isinstance(bind, Connection):
+        if demands.isolation_level is not None:
+            raise IncompatibleTransactionError(
+                demands.block,
+                f"isolation_level={demands.isolation_level!r}",
+                "its session is bound to a Connection, which may be in a transaction already. Bind the session to "
+                "the engine.",
+            )
+        return {}
+
+    dialect = bind.dialect
+    if dialect.name == "sqlite":
+        # It has one level, and that is SERIALIZABLE: https://sqlite.org/isolation.html
+        return {}
+
+    options: dict[str, Any] = {}
+    if demands.isolation_level is not None:
+        options["isolation_level"] = demands.isolation_level
+    if demands.read_only and dialect.name == "postgresql":
+        options["postgresql_readonly"] = True
+    return options
+
+
+def has_written(connection: Connection) -> bool:
+    """Whether anything but a query was sent over a connection that began outside any transaction."""
+    watch: _Watch | None = vars(connection).get(_WATCH)
+    return watch is not None and watch.written
+
+
+def _only_reads(statement: str) -> bool:
+    verb = statement.split(maxsplit=1)[0].upper() if statement.strip() else ""
+    if verb == "WITH":
+        return re.search(r"\b(INSERT|UPDATE|DELETE|MERGE)\b", statement, re.IGNORECASE) is None
+    return verb in ("SELECT", "SHOW", "VALUES", "PRAGMA", "SAVEPOINT", "RELEASE", "ROLLBACK")
+
+
+def _base(engine: Engine) -> Engine:
+    """Return the engine that one made by ``engine.execution_options()`` passes its events on to."""
+    while (proxied := getattr(engine, "_proxied", None)) is not None:
+        engine = proxied
+    return engine
+
+
+# Beginning
+
+
+def _begins_late(driver: sqlite3.Connection) -> bool:
+    """Whether Python's sqlite3 would wait for the first INSERT, UPDATE or DELETE before it sends BEGIN.
+
+    A savepoint opened before that is committed when it is released, whatever becomes of the transaction. See
+    "Transaction control" in the documentation of sqlite3; -1 is its LEGACY_TRANSACTION_CONTROL, all there is before
+    Python 3.12. An isolation level of None is the driver's autocommit, which is the user's own choice.
+    """
+    legacy = getattr(driver, "autocommit", -1) == -1
+    return legacy and driver.isolation_level is not None and not driver.in_transaction
+
+
+def _commits_by_itself(connection: Connection, driver: Any) -> bool:
+    """Whether the connection is in autocommit mode, set in SQLAlchemy or in the driver."""
+    if isinstance(driver, sqlite3.Connection):
+        # Without an isolation level it is left to listeners of the user's to send BEGIN.
+        return not driver.in_transaction
+
+    options: Mapping[str, Any] = connection.get_execution_options()
+    if options.get("isolation_level", connection.dialect._on_connect_isolation_level) == "AUTOCOMMIT":
+        return True
+    # psycopg, psycopg2, asyncpg and pg8000 have an attribute, PyMySQL and mysqlclient a method beside it.
+    dbapi = connection.connection.dbapi_connection
+    autocommit = getattr(dbapi, "autocommit", False)
+    return bool(dbapi.get_autocommit() if callable(autocommit) else autocommit)  # type: ignore[union-attr]
+
+
+def _make_read_only(connection: Connection, driver: Any) -> None:
+    """Let the server refuse to write, where it can and the execution options have not done it."""
+    if isinstance(driver, sqlite3.Connection):
+        if driver.execute("PRAGMA query_only").fetchone() == (0,):
+            driver.execute("PRAGMA query_only = ON")
+            _put_back_later(connection, _allow_writing)
+    elif connection.dialect.name in ("mysql", "mariadb") and not isinstance(
+        connection.get_transaction(), TwoPhaseTransaction
+    ):
+        # Nothing was sent yet: this is the transaction that autocommit=0 would begin. It ends with it.
+        connection.exec_driver_sql("START TRANSACTION READ ONLY")
+
+
+def _allow_writing(dbapi: Any) -> None:
+    dbapi.execute("PRAGMA query_only = OFF")
+
+
+# Putting back
+
+
+def _put_back_later(connection: Connection, put_back: Callable[[Any], None]) -> None:
+    """Call *put_back* with the driver's connection when it is returned to its pool."""
+    connection.info.setdefault(_PUT_BACK, []).append(put_back)
+    engine = _base(connection.engine)
+    if engine not in _pools_listened_to:
+        event.listen(engine, "checkin", _put_back)
+        _pools_listened_to.add(engine)
+
+
+def _put_back(dbapi: Any, record: ConnectionPoolEntry) -> None:
+    for put_back in record.info.pop(_PUT_BACK, ()) if dbapi is not None else ():
+        try:
+            put_back(dbapi)
+        except Exception as error:  # noqa: BLE001 - a connection that cannot be put back is not used again
+            record.invalidate(error)
+            return
+
+
+# Statements
+
+
+def _before_statement(connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
+    watch: _Watch | None = vars(connection).get(_WATCH)
+    if watch is not None:
+        watch.before(connection, statement)
+
+
+def _handle_error(context: ExceptionContext) -> Exception | None:
+    error = context.sqlalchemy_exception
+    watch: _Watch | None = None if context.connection is None else vars(context.connection).get(_WATCH)
+    if watch is None or not isinstance(error, DBAPIError):
+        return None
+
+    if (context.statement or "").startswith("ROLLBACK TO SAVEPOINT"):
+        watch.supervisor.savepoint_lost(error)
+        return None
+    return watch.supervisor.statement_failed(error, context.connection)
+
+
+# Time
+
+
+class _Limit:
+    """How long a statement may take. By itself it knows no server, and what is asked before each statement is all."""
+
+    def apply(self, connection: Connection, seconds: float | None) -> None:
+        """Give the next statement *seconds*, or what it would have without us."""
+
+    def after_rollback(self) -> _Limit:
+        """Return the limit that holds after a savepoint was rolled back."""
+        return self
+
+
+class _ServerLimit(_Limit):
+    """A setting of the server that holds for each statement. One of the user's that is shorter stays."""
+
+    def __init__(self) -> None:
+        self._original: float | None = None
+        """In seconds; 0 is none. None is not known."""
+
+        self._current: float | None = None
+
+    def apply(self, connection: Connection, seconds: float | None) -> None:
+        if self._original is None:
+            self._original = self._current = self._read(connection)
+        wanted = self._original if seconds is None else min(seconds, self._original or inf)
+        if self._current is None or not _is_near(wanted, self._current):
+            self._write(connection, wanted)
+            self._current = wanted
+
+    def after_rollback(self) -> _Limit:
+        self._current = None
+        return self
+
+    def _read(self, connection: Connection) -> float:
+        raise NotImplementedError
+
+    def _write(self, connection: Connection, seconds: float) -> None:
+        raise NotImplementedError
+
+
+def _is_near(wanted: float, current: float) -> bool:
+    """Whether a setting can stay as it is. Sending another costs as much time as a statement does."""
+    return wanted == current or (wanted > 0 and 0 <= current - wanted <= max(0.005, wanted / 100))
+
+
+class _PostgreSQLLimit(_ServerLimit):
+    """``statement_timeout``, set for the transaction alone.
+
+    See "Client Connection Defaults" in PostgreSQL's documentation.
+    """
+
+    def _read(self, connection: Connection) -> float:
+        # It is read with a unit, such as 5min.
+        query = "SELECT extract(epoch FROM current_setting('statement_timeout')::interval)"
+        return float(connection.exec_driver_sql(query).scalar_one())
+
+    def _write(self, connection: Connection, seconds: float) -> None:
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {ceil(seconds * 1000)}")
+
+
+class _MariaDBLimit(_ServerLimit):
+    """``max_statement_time``, which MySQL has not. It is the session's, and is put back."""
+
+    def _read(self, connection: Connection) -> float:
+        original = float(connection.exec_driver_sql("SELECT @@max_statement_time").scalar_one())
+
+        def put_back(dbapi: Any) -> None:
+            cursor = dbapi.cursor()
+            try:
+                cursor.execute(f"SET max_statement_time = {original}")
+            finally:
+                cursor.close()
+
+        _put_back_later(connection, put_back)
+        return original
+
+    def _write(self, connection: Connection, seconds: float) -> None:
+        connection.exec_driver_sql(f"SET max_statement_time = {ceil(seconds * 1000) / 1000}")
+
+
+class _SQLiteLimit(_Limit):
+    """The busy timeout for locks, and a progress handler for the rest."""
+
+    _INSTRUCTIONS: Final = 1000
+    """Of SQLite's virtual machine, between two looks at the clock; some 10 µs."""
+
+    def __init__(self) -> None:
+        self._patience: int | None = None
+        self._end = inf
+
+    def apply(self, connection: Connection, seconds: float | None) -> None:
+        driver: Any = connection.connection.driver_connection
+        patience = self._patience
+        if patience is None:
+            patience = self._patience = driver.execute("PRAGMA busy_timeout").fetchone()[0]
+            driver.set_progress_handler(self._is_over, self._INSTRUCTIONS)
+
+            def put_back(dbapi: Any) -> None:
+                dbapi.set_progress_handler(None, 0)
+                dbapi.execute(f"PRAGMA busy_timeout = {patience}")
+
+            _put_back_later(connection, put_back)
+        self._end = inf if seconds is None else monotonic() + seconds
+        wanted = patience if seconds is None else min(patience, ceil(seconds * 1000))
+        driver.execute(f"PRAGMA busy_timeout = {wanted}")
+
+    def _is_over(self) -> bool:
+        return monotonic() >= self._end
+
+
+def _limit_of(connection: Connection) -> _Limit:
+    dialect: Any = connection.dialect
+    if isinstance(connection.connection.driver_connection, sqlite3.Connection):
+        return _SQLiteLimit()
+    if dialect.name == "postgresql":
+        return _PostgreSQLLimit()
+    if getattr(dialect, "is_mariadb", False):
+        return _MariaDBLimit()
+    return _Limit()
