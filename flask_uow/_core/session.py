@@ -25,6 +25,7 @@ OVERSEEN: Final = "flask_uow.overseer"
 """The key in ``session.info`` of a session that is watched."""
 
 _SPOILT: Final = "_flask_uow_spoilt"
+_NOTED: Final = "_flask_uow_noted"
 
 
 def _tell_nobody(_session: Session) -> None:
@@ -102,7 +103,7 @@ class WatchedSession:
     until `release` takes them away again.
     """
 
-    __slots__ = ("_begun", "_overseer", "_passing", "_source", "session")
+    __slots__ = ("_begun", "_overseer", "_passing", "_sent", "_source", "session")
 
     def __init__(self, session: Session, source: SessionSource, overseer: Overseer) -> None:
         _check(session)
@@ -111,6 +112,8 @@ class WatchedSession:
         self._overseer = overseer
         self._begun: SessionTransaction | None = None
         self._passing = False
+        self._sent: list[Engine] = []
+        """The engines that COMMIT was sent to, the last one perhaps in vain; where there are several."""
 
         vars(session).update({name: partial(self._called, name) for name in _SHADOWED})
         session.info[OVERSEEN] = self
@@ -160,6 +163,9 @@ class WatchedSession:
         self._overseer.began(root)
         if connection is None:
             return
+        # Each is there under itself, and under its engine.
+        if len(root._connections) > 2:  # noqa: PLR2004
+            self._note_commits()
         _, _, _, from_pool = root._connections[connection]
         try:
             take(connection, self._overseer, self._overseer.demands(), bound=not from_pool)
@@ -178,7 +184,6 @@ class WatchedSession:
     def connections(self) -> list[Connection]:
         """Return the connections that the session has begun on, in the order in which it did."""
         root = self.session.get_transaction()
-        # Each is there under itself, and under its engine.
         return [] if root is None else list({entry[0]: None for entry in root._connections.values()})
 
     def has_changes(self) -> bool:
@@ -216,23 +221,22 @@ class WatchedSession:
         Raises:
             PartialCommitError: One of several engines has committed, and another could not.
         """
-        connections = self.connections()
-        if len(connections) < 2:  # noqa: PLR2004 - several
-            self._for_real("commit")
-            return
-
-        sent: list[Engine] = []
-        listeners = [(connection, event_name) for connection in connections for event_name in _COMMITS]
-        for connection, event_name in listeners:
-            event.listen(connection, event_name, lambda committing, *_: sent.append(committing.engine))
+        self._sent.clear()
         try:
             self._for_real("commit")
         except Exception as error:
-            # SQLAlchemy commits them one by one, in no order, and tells of each before it does.
-            if len(sent) > 1:
-                *committed, failed = [repr(engine) for engine in sent]
+            if len(self._sent) > 1:
+                *committed, failed = map(repr, self._sent)
                 raise PartialCommitError(committed, failed) from error
             raise
+
+    def _note_commits(self) -> None:
+        """Keep the order in which several engines commit. SQLAlchemy has none, and tells of each before it does."""
+        for connection in self.connections():
+            if _NOTED not in vars(connection):
+                vars(connection)[_NOTED] = True
+                for name in ("commit", "commit_twophase"):
+                    event.listen(connection, name, lambda committing, *_: self._sent.append(committing.engine))
 
     def rollback(self) -> None:
         """ROLLBACK, for real, and leave a usable session whatever the database says to it."""
@@ -358,9 +362,6 @@ def unsaved(session: Session) -> Iterator[str]:
 def _described(instance: object) -> str:
     state: InstanceState[Any] = inspect(instance)
     return f"{type(instance).__name__} {', '.join(map(repr, state.identity or ()))}"
-
-
-_COMMITS: Final = ("commit", "commit_twophase")
 
 
 @cache
