@@ -18,7 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from flask_uow.errors import ConfigurationError, IncompatibleTransactionError
 
-__all__ = ["Demands", "Supervisor", "execution_options", "has_written", "take"]
+__all__ = ["Demands", "Supervisor", "begin_at_once", "execution_options", "has_written", "take"]
 
 
 class Supervisor(Protocol):
@@ -114,15 +114,9 @@ def take(connection: Connection, supervisor: Supervisor, demands: Demands | None
         event.listen(engine, "before_cursor_execute", _before_statement)
         _engines_listened_to.add(engine)
 
-    driver = connection.connection.driver_connection
-    if isinstance(driver, sqlite3.Connection) and _begins_late(driver):
-        if driver.isolation_level:
-            connection.exec_driver_sql(f"BEGIN {driver.isolation_level}")
-        else:
-            # A deferred BEGIN takes no lock and cannot fail, and SQLAlchemy has told of it already.
-            driver.execute("BEGIN")
-
+    begin_at_once(connection)
     if demands is not None:
+        driver = connection.connection.driver_connection
         if _commits_by_itself(connection, driver):
             raise ConfigurationError(
                 "isolation_level",
@@ -186,6 +180,17 @@ def _base(engine: Engine) -> Engine:
 
 
 # Beginning
+
+
+def begin_at_once(connection: Connection) -> None:
+    """Send BEGIN where the driver would wait with it."""
+    driver = connection.connection.driver_connection
+    if isinstance(driver, sqlite3.Connection) and _begins_late(driver):
+        if driver.isolation_level:
+            connection.exec_driver_sql(f"BEGIN {driver.isolation_level}")
+        else:
+            # A deferred BEGIN takes no lock and cannot fail, and SQLAlchemy has told of it already.
+            driver.execute("BEGIN")
 
 
 def _begins_late(driver: sqlite3.Connection) -> bool:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError, UnboundExecutionError
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
-from flask_uow._core.connection import Demands, Supervisor, execution_options, has_written, take
+from flask_uow._core.connection import Demands, Supervisor, begin_at_once, execution_options, has_written, take
 from flask_uow.errors import ConfigurationError, PartialCommitError, UnexpectedRollbackError
 
 __all__ = ["OVERSEEN", "Overseer", "SessionSource", "WatchedSession"]
@@ -147,6 +147,9 @@ class WatchedSession:
         overseer = self._overseer
         if overseer.restricted:
             overseer.before_statement()
+        if isinstance(bind, Connection) and bind.in_transaction():
+            # A test's, perhaps, and the session is about to open a savepoint in it.
+            begin_at_once(bind)
         demands = overseer.demands()
         if demands is not None and (ours := execution_options(bind, demands)):
             options = {**ours, **(options or {})}
@@ -178,7 +181,8 @@ class WatchedSession:
         self._overseer.flush_called()
 
     def committed(self) -> None:
-        """Let the overseer know that COMMIT has returned."""
+        """Let the overseer know that COMMIT has returned, on every engine."""
+        self._sent.clear()
         self._overseer.committed()
 
     def connections(self) -> list[Connection]:

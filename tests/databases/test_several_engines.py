@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, insert, text
@@ -24,6 +24,13 @@ def other(postgresql: Engine) -> Iterator[Engine]:
 @pytest.fixture
 def db(engine: Engine, other: Engine) -> UnitOfWork:
     return UnitOfWork(sessionmaker(binds={Book: engine, Loan: other}))
+
+
+def raising(error: type[Exception]) -> Callable[[Session], None]:
+    def listener(_session: Session) -> None:
+        raise error
+
+    return listener
 
 
 def loans(engine: Engine) -> int:
@@ -172,3 +179,16 @@ def test_mariadb_in_two_phases(mariadb: Engine) -> None:
         found = session.query(Book).count()
 
     assert found == 1
+
+
+def test_a_listener_that_fails_is_no_partial_commit(engine: Engine, other: Engine, db: UnitOfWork) -> None:
+    """What a listener of the user's raises after the COMMIT of every engine is its own error."""
+    with Session(other) as session, session.begin():
+        session.add(Book(id=1, title="there"))
+
+    with pytest.raises(LookupError), db.transaction() as session:
+        event.listen(session, "after_commit", raising(LookupError))
+        session.add(Book(id=1, title="here"))
+        session.add(Loan(book_id=1))
+
+    assert (count(engine), loans(other)) == (1, 1)
