@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator, Hashable, Iterator
 from functools import wraps
 from types import CoroutineType
 from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
@@ -162,7 +162,7 @@ class StreamDecorator:
             )
         self._options = check_options(options, decorator=False)
 
-    def __call__(self, function: Callable[P, Generator[Y, Any, Any]], /) -> Callable[P, Stream[Y]]:
+    def __call__(self, function: Callable[P, Iterator[Y]], /) -> Callable[P, Stream[Y]]:
         """Decorate *function*, which keeps its signature."""
         name = getattr(function, "__qualname__", None) or repr(function)
         if not inspect.isgeneratorfunction(function):
@@ -173,7 +173,8 @@ class StreamDecorator:
 
         @wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> Stream[Y]:
-            return Stream(function(*args, **kwargs), self._home, self._options, label)
+            generator = cast(Generator[Y, Any, Any], function(*args, **kwargs))
+            return Stream(generator, self._home, self._options, label)
 
         return wrapper
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 from flask import Blueprint, Flask, has_request_context
@@ -207,7 +207,7 @@ class UnitOfWork:
         return decorator if target is None else decorator(target)
 
     @overload
-    def stream(self, function: Callable[P, Generator[Y, Any, Any]], /) -> Callable[P, Stream[Y]]: ...
+    def stream(self, function: Callable[P, Iterator[Y]], /) -> Callable[P, Stream[Y]]: ...
     @overload
     def stream(self, /, **options: Unpack[StreamOptions]) -> StreamDecorator: ...
     def stream(self, function: Any = None, /, **options: Unpack[StreamOptions]) -> Any:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask
+from flask import Flask, stream_with_context
 from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy_lite import SQLAlchemy as SQLAlchemyLite
 from sqlalchemy import Engine
 
-from flask_uow import NoScopeError, UnitOfWork, transactional
+from flask_uow import NoScopeError, Propagation, UnitOfWork, transactional
 from tests.conftest import Base, Book, Log, assert_nothing_checked_out, titles
 
 Database = SQLAlchemy | SQLAlchemyLite
@@ -213,3 +213,50 @@ def test_app_without_the_policy(tmp_path: Path) -> None:
     assert_nothing_checked_out(engine)
     assert db.session.registry.registry == {}
     engine.dispose()
+
+
+def test_blocks_and_streams_with_a_session_of_their_own(app: Flask, db: Database, uow: UnitOfWork) -> None:
+    """In REQUIRES_NEW and in a stream db.session is the inner session, and the outer one after it."""
+    sessions: list[Any] = []
+
+    @transactional(propagation=Propagation.REQUIRES_NEW)
+    def audit() -> None:
+        assert session_of(db) is uow.session
+        db.session.add(Book(title="audit"))
+
+    @uow.stream
+    def body() -> Iterator[str]:
+        for title in ("first", "second"):
+            sessions.append(session_of(db))
+            assert session_of(db) is uow.session
+            db.session.add(Book(title=title))
+            yield title
+
+    @app.post("/<int:status>")
+    @transactional
+    def view(status: int) -> Any:
+        held = session_of(db)
+        audit()
+        assert session_of(db) is held
+        assert uow.session is held
+        db.session.add(Book(title="by the view"))
+        return app.response_class(stream_with_context(body()), status)
+
+    client = app.test_client()
+    client.post("/200").get_data()
+    client.post("/422").close()
+
+    assert sessions[0] is sessions[1]
+    assert titles(engine_of(app, db)) == ["audit", "audit", "by the view", "first", "second"]
+
+
+def test_streams_without_a_context(db: Database, uow: UnitOfWork) -> None:
+    """Their sessions go by the context, and a stream that is read outside any says so."""
+
+    @uow.stream
+    def body() -> Iterator[str]:
+        db.session.add(Book(title="lost"))
+        yield "x"
+
+    with pytest.raises(RuntimeError, match=r"context"):
+        list(body())

@@ -100,7 +100,7 @@ class Block:
         self._owns_scope = outer is None or suspends
         self._scope = Scope(runtime) if outer is None or suspends else outer
         if self._owns_scope:
-            enter_scope(self._scope, outer, self._label)
+            enter_scope(self._scope, runtime, outer, self._label)
         try:
             self._take(step)
         except BaseException as error:
@@ -139,7 +139,7 @@ class Block:
             try:
                 self._scope.close(error)
             finally:
-                leave_scope(self._scope, self._outer)
+                leave_scope(self._scope, self._scope.runtime, self._outer)
 
     def _end(self, transaction: Transaction, error: BaseException | None) -> None:
         while transaction._successor is not None:
@@ -172,18 +172,25 @@ class Block:
 _SUSPENDING: Final = (Step.BEGIN_ANOTHER, Step.STEP_OUT)
 
 
-def enter_scope(scope: Scope, outer: Scope | None, block: str) -> None:
-    """Make *scope* the current one for *block*, in the place of *outer*, which it may have none."""
+def enter_scope(scope: Scope, runtime: Runtime, outer: Scope | None, block: str) -> None:
+    """Make *scope* the current one for *block*.
+
+    Args:
+        scope: The scope.
+        runtime: By which it will be looked for, where there is no other home. A stream of an app is read outside it.
+        outer: The scope whose place it takes, if there is one.
+        block: What it is for, for messages.
+    """
     if outer is None:
-        _standalone.set({**_standalone.get(), (scope.runtime, threading.get_ident()): scope})
+        _standalone.set({**_standalone.get(), (runtime, threading.get_ident()): scope})
     else:
         outer.give_way(scope, block)
 
 
-def leave_scope(scope: Scope, outer: Scope | None) -> None:
+def leave_scope(scope: Scope, runtime: Runtime, outer: Scope | None) -> None:
     """Undo what `enter_scope` did."""
     if outer is None:
-        key = (scope.runtime, threading.get_ident())
+        key = (runtime, threading.get_ident())
         _standalone.set({other: kept for other, kept in _standalone.get().items() if other != key})
     else:
         outer.take_back(scope)

@@ -11,6 +11,7 @@ from flask_uow._core.block import Home, enter_scope, leave_scope
 from flask_uow._core.options import Options
 from flask_uow._core.policy import Decision
 from flask_uow._core.scope import Scope
+from flask_uow._core.stack import Runtime
 from flask_uow._core.transaction import Transaction
 from flask_uow.errors import NoScopeError
 
@@ -55,25 +56,26 @@ class Stream(Iterator[Y], Generic[Y]):
         else:
             self._resumed(self._abandon)
 
-    def _resumed(self, step: Callable[[Scope | None], Y]) -> Y:
+    def _resumed(self, step: Callable[[], Y]) -> Y:
         """Take a step with the session and the transaction of this stream as the current ones."""
+        runtime: Runtime = self._scope.runtime
         outer: Scope | None = None
         # Its request may be over.
         with suppress(NoScopeError):
-            _, outer = self._home()
+            runtime, outer = self._home()
         if outer is self._scope:
             # The body asks for its own next item, which Python refuses.
             return next(self._generator)
         if self._transaction is None and outer is not None:
             outer.refuse_shared_connection(self._label)
 
-        enter_scope(self._scope, outer, self._label)
+        enter_scope(self._scope, runtime, outer, self._label)
         try:
-            return step(outer)
+            return step()
         finally:
-            leave_scope(self._scope, outer)
+            leave_scope(self._scope, runtime, outer)
 
-    def _advance(self, _outer: Scope | None) -> Y:
+    def _advance(self) -> Y:
         if self._transaction is None:
             self._transaction = self._scope.begin(self._options, self._label)
         try:
@@ -85,7 +87,7 @@ class Stream(Iterator[Y], Generic[Y]):
             self._end(self._scope.decide(error, self._options), error)
             raise
 
-    def _abandon(self, _outer: Scope | None) -> Any:
+    def _abandon(self) -> Any:
         try:
             self._generator.close()
         finally:
