@@ -18,7 +18,7 @@ from flask_uow._core.stack import Runtime
 from flask_uow._core.transaction import Outcome, Transaction
 from flask_uow.errors import ConfigurationError, UnexpectedRollbackError
 
-__all__ = ["Block", "Home", "enter_scope", "innermost_standalone", "leave_scope", "standalone_scope"]
+__all__ = ["Block", "Home", "end_begun", "enter_scope", "innermost_standalone", "leave_scope", "standalone_scope"]
 
 _NOWHERE: Mapping[tuple[Runtime, int], Scope] = {}
 
@@ -142,19 +142,11 @@ class Block:
                 leave_scope(self._scope, self._scope.runtime, self._outer)
 
     def _end(self, transaction: Transaction, error: BaseException | None) -> None:
-        while transaction._successor is not None:
-            transaction = transaction._successor
-
         decision = Decision.COMMIT if error is None else self._scope.decide(error, self._options)
-
         if self._joined:
-            self._end_joined(transaction, decision, error)
-        elif transaction.outcome is None:
-            self._scope.end(transaction, decision, error)
-        elif error is None and transaction.outcome is not Outcome.COMMITTED:
-            raise UnexpectedRollbackError(
-                f"The work of {self._label}", "its transaction was ended from outside while the block was still running"
-            )
+            self._end_joined(transaction._latest, decision, error)
+        else:
+            end_begun(self._scope, transaction._latest, decision, error, self._label)
 
     def _end_joined(self, transaction: Transaction, decision: Decision, error: BaseException | None) -> None:
         try:
@@ -167,6 +159,18 @@ class Block:
             self._scope.doom(transaction, reason, error)
         if error is None and transaction.outcome is Outcome.ROLLED_BACK:
             raise UnexpectedRollbackError(f"The work of {self._label}", "the transaction that it had joined is over")
+
+
+def end_begun(
+    scope: Scope, transaction: Transaction, decision: Decision, error: BaseException | None, block: str
+) -> None:
+    """End a transaction for the block that began it."""
+    if transaction.outcome is None:
+        scope.end(transaction, decision, error)
+    elif decision is Decision.COMMIT and error is None and transaction.outcome is not Outcome.COMMITTED:
+        raise UnexpectedRollbackError(
+            f"The work of {block}", "its transaction was ended from outside while the block was still running"
+        )
 
 
 _SUSPENDING: Final = (Step.BEGIN_ANOTHER, Step.STEP_OUT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil, inf
@@ -11,7 +12,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Dialect, Engine, event
 from sqlalchemy.engine import ExceptionContext, TwoPhaseTransaction
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -86,7 +87,7 @@ class _Watch:
         if self._limit is None:
             if seconds is None or not self._manage_limit:
                 return
-            self._limit = _limit_of(connection)
+            self._limit = _limit_of(connection.dialect)
         self._busy = True
         try:
             self._limit.apply(connection, seconds)
@@ -292,7 +293,7 @@ class _Limit:
         return self
 
 
-class _ServerLimit(_Limit):
+class _ServerLimit(_Limit, ABC):
     """A setting of the server that holds for each statement. One of the user's that is shorter stays."""
 
     def __init__(self) -> None:
@@ -313,11 +314,13 @@ class _ServerLimit(_Limit):
         self._current = None
         return self
 
+    @abstractmethod
     def _read(self, connection: Connection) -> float:
-        raise NotImplementedError
+        """Return the setting, in seconds."""
 
+    @abstractmethod
     def _write(self, connection: Connection, seconds: float) -> None:
-        raise NotImplementedError
+        """Send the setting."""
 
 
 def _is_near(wanted: float, current: float) -> bool:
@@ -390,9 +393,8 @@ class _SQLiteLimit(_Limit):
         return monotonic() >= self._end
 
 
-def _limit_of(connection: Connection) -> _Limit:
-    dialect: Any = connection.dialect
-    if isinstance(connection.connection.driver_connection, sqlite3.Connection):
+def _limit_of(dialect: Dialect) -> _Limit:
+    if dialect.name == "sqlite":
         return _SQLiteLimit()
     if dialect.name == "postgresql":
         return _PostgreSQLLimit()

@@ -37,7 +37,7 @@ _NAMED_AT_MOST = 5
 class Scope(Stack):
     """One context's session and its transactions. It oversees the session: see `Overseer`."""
 
-    __slots__ = ("__weakref__", "_closed_by_hand", "_in_place_of", "_inner", "_parked", "closed", "ending")
+    __slots__ = ("__weakref__", "_block", "_closed_by_hand", "_inner", "_parked", "_suspended", "closed", "ending")
 
     def __init__(self, runtime: Runtime, plan: Plan | None = None) -> None:
         super().__init__(runtime, plan)
@@ -45,8 +45,11 @@ class Scope(Stack):
         self._inner: Scope | None = None
         """The one that has taken its place for a while."""
 
-        self._in_place_of: str | None = None
-        """The block for which it has taken another's place."""
+        self._block = ""
+        """What it has taken another's place for."""
+
+        self._suspended: str | None = None
+        """The transaction that is suspended meanwhile."""
 
         self._parked: Session | None = None
         """What a registry has open for it while another has its place, or had open when it took another's."""
@@ -119,8 +122,9 @@ class Scope(Stack):
     def give_way(self, inner: Scope, block: str) -> None:
         """Let *inner* have this scope's place until `take_back`."""
         self._inner = inner
-        inner._in_place_of = block
-        inner._parked = self._runtime.source.exchange(inner._parked)
+        inner._block = block
+        inner._suspended = self._stack[0]._label if self._stack else None
+        inner.swap()
 
     def take_back(self, inner: Scope) -> None:
         """Have the place again that was given to *inner*. What was given away inside it and not taken back is over."""
@@ -128,7 +132,11 @@ class Scope(Stack):
             return
         inner._abandon_inner()
         self._inner = None
-        inner._parked = self._runtime.source.exchange(inner._parked)
+        inner.swap()
+
+    def swap(self) -> None:
+        """Let a registry hand out this scope's session, or again the one that it handed out before."""
+        self._parked = self._runtime.source.exchange(self._parked)
 
     def _abandon_inner(self) -> None:
         inner = self._inner
@@ -140,7 +148,7 @@ class Scope(Stack):
 
     def _notice(self, transaction: Transaction) -> None:
         if self._inner is not None:
-            transaction._doom_by(f"{self._inner._in_place_of} inside it was never left", None)
+            transaction._doom_by(f"{self._inner._block} inside it was never left", None)
             self._abandon_inner()
         super()._notice(transaction)
 
@@ -287,11 +295,12 @@ class Scope(Stack):
         if not self._stack:
             return None
         self._failed(error)
-        if isinstance(error, PoolTimeoutError) and self._in_place_of is not None:
+        if isinstance(error, PoolTimeoutError) and self._suspended is not None:
             return PoolTimeoutError(
-                f"{error} It was wanted for {self._in_place_of}, which runs on a second connection "
-                "(Propagation.REQUIRES_NEW) while a suspended transaction holds the first. A pool needs two for each "
-                "thread that does so, or they wait for each other: raise pool_size or max_overflow."
+                f"{error} It was wanted for {self._block}, which runs on a second connection "
+                f"(Propagation.REQUIRES_NEW) while the suspended transaction of {self._suspended} holds the first. A "
+                "pool needs two for each thread that does so, or they wait for each other: raise pool_size or "
+                "max_overflow."
             )
         return None
 

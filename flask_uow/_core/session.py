@@ -196,7 +196,11 @@ class WatchedSession:
 
     def shared_connection(self) -> str | None:
         """Return why a second session would have the same connection, where it would."""
-        binds: list[Engine | Connection] = [connection.engine for connection in self.connections()]
+        root = self.session.get_transaction()
+        binds: list[Engine | Connection] = [
+            connection.engine if from_pool else connection
+            for connection, _, _, from_pool in ([] if root is None else root._connections.values())
+        ]
         try:
             binds.append(self.session.get_bind())
         except UnboundExecutionError:
@@ -278,8 +282,8 @@ class WatchedSession:
             spoilt.rollback()
             raise UnexpectedRollbackError("The work of a savepoint", f"{reason}, and the error was caught") from error
 
-        if _SPOILT not in vars(savepoint):
-            vars(savepoint).update({"commit": commit, _SPOILT: (reason, error)})
+        vars(savepoint).setdefault("commit", commit)
+        vars(savepoint).setdefault(_SPOILT, (reason, error))
 
     def spoilt_by(self) -> tuple[str, BaseException] | None:
         """Return what has spoilt the innermost savepoint, if it is one of the user's own and anything has."""

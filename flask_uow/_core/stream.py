@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Any, Generic, Self, TypeVar
 
-from flask_uow._core.block import Home, enter_scope, leave_scope
+from flask_uow._core.block import Home, end_begun, enter_scope, leave_scope
 from flask_uow._core.options import Options
 from flask_uow._core.policy import Decision
 from flask_uow._core.scope import Scope
@@ -70,9 +70,13 @@ class Stream(Iterator[Y], Generic[Y]):
             outer.refuse_shared_connection(self._label)
 
         enter_scope(self._scope, runtime, outer, self._label)
+        if outer is None:
+            self._scope.swap()
         try:
             return step()
         finally:
+            if outer is None:
+                self._scope.swap()
             leave_scope(self._scope, runtime, outer)
 
     def _advance(self) -> Y:
@@ -95,12 +99,8 @@ class Stream(Iterator[Y], Generic[Y]):
 
     def _end(self, decision: Decision, error: BaseException | None) -> None:
         transaction, self._transaction = self._transaction, None
-        if transaction is None:
-            return
-        while transaction._successor is not None:
-            transaction = transaction._successor
+        assert transaction is not None
         try:
-            if transaction.outcome is None:
-                self._scope.end(transaction, decision, error)
+            end_begun(self._scope, transaction._latest, decision, error, self._label)
         finally:
             self._scope.close(error)

@@ -212,6 +212,14 @@ class Transaction:
         else:
             self._rollback_only = True
 
+    @property
+    def _latest(self) -> Transaction:
+        """The one that its block is in now, after it was settled by hand; itself, where it was not."""
+        transaction = self
+        while transaction._successor is not None:
+            transaction = transaction._successor
+        return transaction
+
     def _doom_by(self, reason: str, error: BaseException | None) -> None:
         """Make a commit impossible. The first reason stays, but that an error tells more than none."""
         if self._outcome is None and (self._doom is None or (self._doom.error is None and error is not None)):

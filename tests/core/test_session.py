@@ -66,7 +66,7 @@ class Watcher:
         return self.asked
 
     def flush_called(self) -> None:
-        self.calls.append("flush")
+        """Nothing: it is called from the first read-only transaction of the process on."""
 
 
 def watch(source: SessionSource, watcher: Watcher) -> WatchedSession:

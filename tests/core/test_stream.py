@@ -250,3 +250,16 @@ def test_its_surroundings_are_gone(engine: Engine) -> None:
 
     assert list(reading) == ["Emma"]
     assert titles(engine) == ["Emma"]
+
+
+def test_ended_from_outside(runtime: Runtime, engine: Engine) -> None:
+    """A stream whose scope is closed under it does not end as if its work were stored."""
+
+    def body() -> Iterator[str]:
+        yield from books(runtime, "Emma")
+        scope_of(runtime).close()
+
+    with pytest.raises(UnexpectedRollbackError, match="ended from outside"):
+        list(stream(runtime, body()))
+
+    assert titles(engine) == []

@@ -94,6 +94,21 @@ def test_a_flush_that_fails_is_no_partial_commit(engine: Engine, other: Engine, 
     assert (count(engine), loans(other)) == (1, 0)
 
 
+def test_three_engines(engine: Engine, other: Engine, mariadb: Engine, db: UnitOfWork) -> None:
+    """Any number of engines commit, and each is told of once."""
+    sent: list[str] = []
+    for each in (engine, other, mariadb):
+        event.listen(each, "commit", lambda connection: sent.append(connection.dialect.name))
+
+    with db.transaction() as session:
+        session.execute(insert(Book).values(title="here"), bind_arguments={"bind": engine})
+        session.execute(insert(Book).values(title="there"), bind_arguments={"bind": other})
+        session.execute(insert(Book).values(title="elsewhere"), bind_arguments={"bind": mariadb})
+
+    assert [count(each) for each in (engine, other, mariadb)] == [1, 1, 1]
+    assert sorted(sent[:3]) == ["mysql", "postgresql", "sqlite"]
+
+
 # Two-phase commit
 
 
