@@ -149,14 +149,7 @@ class Block:
             end_begun(self._scope, transaction._latest, decision, error, self._label)
 
     def _end_joined(self, transaction: Transaction, decision: Decision, error: BaseException | None) -> None:
-        try:
-            if error is None:
-                self._scope.check_time(transaction._blocks[-1].deadline)
-        finally:
-            transaction._blocks.pop()
-        if error is not None and decision is Decision.ROLLBACK:
-            reason = f"{self._label}, which had joined it, failed with {type(error).__name__}"
-            self._scope.doom(transaction, reason, error)
+        self._scope.leave(transaction, error, decision)
         if error is None and transaction.outcome is Outcome.ROLLED_BACK:
             raise UnexpectedRollbackError(f"The work of {self._label}", "the transaction that it had joined is over")
 

@@ -7,19 +7,34 @@ import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import ceil, inf
 from time import monotonic
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Dialect, Engine, event
-from sqlalchemy.engine import ExceptionContext, TwoPhaseTransaction
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
 from flask_uow.errors import ConfigurationError, IncompatibleTransactionError
 
-__all__ = ["Demands", "Supervisor", "begin_at_once", "execution_options", "has_written", "take"]
+__all__ = [
+    "Demands",
+    "Supervisor",
+    "adopt",
+    "attend",
+    "begin_at_once",
+    "begun",
+    "execution_options",
+    "has_given_up",
+    "has_written",
+    "listen_to_errors",
+    "refuse_autocommit",
+    "relax",
+    "take",
+]
 
 
 class Supervisor(Protocol):
@@ -36,6 +51,9 @@ class Supervisor(Protocol):
         """Learn that the database refused something, and return a better error to raise, if there is one."""
         ...
 
+    def rolling_back(self, connection: Connection) -> None:
+        """Learn that the innermost savepoint of a connection is about to be rolled back."""
+
     def savepoint_lost(self, error: BaseException) -> None:
         """Learn that a savepoint could not be rolled back: the database has undone more than it."""
 
@@ -46,21 +64,26 @@ class Demands:
 
     block: str
     isolation_level: str | None
+    is_default: bool
+    """Whether the level is the setting's, and not the block's own."""
+
     read_only: bool
 
 
 _WATCH: Final = "_flask_uow_watch"
 _PUT_BACK: Final = "flask_uow.put_back"
 
-# event.contains() goes by id(), and takes a new engine at an old address for one that is listened to.
-_engines_listened_to: WeakSet[Engine] = WeakSet()
-_pools_listened_to: WeakSet[Engine] = WeakSet()
+# event.contains() goes by id(), and takes a new pool at an old address for one that is listened to.
+_pools_listened_to: WeakSet[Pool] = WeakSet()
+
+_ALWAYS_SENT: Final = ("ROLLBACK", "XA END", "XA ROLLBACK")
+"""How statements begin that are a part of rolling back."""
 
 
 class _Watch:
     """What is known of one connection while a session uses it. It is kept in the connection's own ``__dict__``."""
 
-    __slots__ = ("_busy", "_limit", "_manage_limit", "supervised", "supervisor", "written")
+    __slots__ = ("_attended", "_busy", "_limit", "_manage_limit", "supervised", "supervisor", "written")
 
     def __init__(self, supervisor: Supervisor, *, supervised: bool, manage_limit: bool) -> None:
         self.supervisor = supervisor
@@ -70,19 +93,27 @@ class _Watch:
         self.written = False
         self._limit: _Limit | None = None
         self._manage_limit = manage_limit
+        self._attended = False
         self._busy = False
+
+    def attend(self, connection: Connection) -> None:
+        """Be asked before each statement. It costs as much as a statement does, and few transactions need it."""
+        if not self._attended:
+            self._attended = True
+            event.listen(connection, "before_cursor_execute", _before_statement)
 
     def before(self, connection: Connection, statement: str) -> None:
         if not self.supervised and not self.written:
             self.written = not _only_reads(statement)
         if self.supervisor.restricted and not self._busy:
-            if statement.startswith("ROLLBACK"):
-                # It is always allowed, and takes settings of the savepoint with it.
+            if statement.startswith(_ALWAYS_SENT):
+                # It takes settings of a savepoint with it.
                 self._limit = None if self._limit is None else self._limit.after_rollback()
+                self.supervisor.rolling_back(connection)
                 return
-            self._give(connection, self.supervisor.before_statement())
+            self.give(connection, self.supervisor.before_statement())
 
-    def _give(self, connection: Connection, seconds: float | None) -> None:
+    def give(self, connection: Connection, seconds: float | None) -> None:
         """Give the next statement *seconds*, on the server's side too, where that can be."""
         if self._limit is None:
             if seconds is None or not self._manage_limit:
@@ -93,6 +124,11 @@ class _Watch:
             self._limit.apply(connection, seconds)
         finally:
             self._busy = False
+
+
+def _watch_of(connection: Connection) -> _Watch:
+    watch: _Watch = vars(connection)[_WATCH]
+    return watch
 
 
 def take(connection: Connection, supervisor: Supervisor, demands: Demands | None, *, bound: bool) -> None:
@@ -108,25 +144,52 @@ def take(connection: Connection, supervisor: Supervisor, demands: Demands | None
     Raises:
         ConfigurationError: It commits each statement by itself, and a transaction is demanded.
     """
-    vars(connection)[_WATCH] = _Watch(supervisor, supervised=demands is not None, manage_limit=not bound)
-    engine = _base(connection.engine)
-    if engine not in _engines_listened_to:
-        event.listen(engine, "handle_error", _handle_error)
-        event.listen(engine, "before_cursor_execute", _before_statement)
-        _engines_listened_to.add(engine)
-
+    watch = vars(connection)[_WATCH] = _Watch(supervisor, supervised=demands is not None, manage_limit=not bound)
+    if demands is None or supervisor.restricted:
+        watch.attend(connection)
     begin_at_once(connection)
     if demands is not None:
-        driver = connection.connection.driver_connection
-        if _commits_by_itself(connection, driver):
-            raise ConfigurationError(
-                "isolation_level",
-                f"of {connection.engine!r} is AUTOCOMMIT: each statement would be stored at once, and no rollback "
-                "could undo it. Give UnitOfWork an engine without it, and use engine.connect() for what must run "
-                "outside a transaction.",
-            )
+        refuse_autocommit(connection)
         if demands.read_only and not bound:
-            _make_read_only(connection, driver)
+            _make_read_only(connection)
+
+
+def adopt(connection: Connection, supervisor: Supervisor, *, bound: bool) -> None:
+    """Watch a connection that a session had begun on before it was watched; what was sent over it is not known."""
+    watch = vars(connection)[_WATCH] = _Watch(supervisor, supervised=False, manage_limit=not bound)
+    watch.written = True
+    watch.attend(connection)
+    begin_at_once(connection)
+
+
+def attend(connection: Connection) -> None:
+    """Ask the supervisor of a connection that is watched before each statement, from now on."""
+    _watch_of(connection).attend(connection)
+
+
+def begun(connection: Connection) -> None:
+    """Forget what listeners to the beginning have sent: they send it again when the session begins anew."""
+    _watch_of(connection).written = False
+
+
+def relax(connection: Connection, seconds: float | None) -> None:
+    """Let the server know that a block that had less time is over."""
+    _watch_of(connection).give(connection, seconds)
+
+
+def refuse_autocommit(connection: Connection) -> None:
+    """Raise if a connection commits each statement by itself.
+
+    Raises:
+        ConfigurationError: It does.
+    """
+    if _commits_by_itself(connection):
+        raise ConfigurationError(
+            "isolation_level",
+            f"of a connection of {connection.engine!r} is AUTOCOMMIT: each statement would be stored at once, and no "
+            "rollback could undo it. Give UnitOfWork an engine without it, and use engine.connect() for what must run "
+            "outside a transaction.",
+        )
 
 
 def execution_options(bind: Engine | Connection, demands: Demands) -> dict[str, Any]:
@@ -137,11 +200,12 @@ def execution_options(bind: Engine | Connection, demands: Demands) -> dict[str, 
     Raises:
         IncompatibleTransactionError: *bind* is a Connection, whose isolation level is not ours to set.
     """
+    level = demands.isolation_level
     if isinstance(bind, Connection):
-        if demands.isolation_level is not None:
+        if level is not None and not demands.is_default:
             raise IncompatibleTransactionError(
                 demands.block,
-                f"isolation_level={demands.isolation_level!r}",
+                f"isolation_level={level!r}",
                 "its session is bound to a Connection, which may be in a transaction already. Bind the session to "
                 "the engine.",
             )
@@ -153,31 +217,55 @@ def execution_options(bind: Engine | Connection, demands: Demands) -> dict[str, 
         return {}
 
     options: dict[str, Any] = {}
-    if demands.isolation_level is not None:
-        options["isolation_level"] = demands.isolation_level
+    if level is not None:
+        options["isolation_level"] = level
     if demands.read_only and dialect.name == "postgresql":
         options["postgresql_readonly"] = True
     return options
 
 
 def has_written(connection: Connection) -> bool:
-    """Whether anything but a query was sent over a connection that began outside any transaction."""
-    watch: _Watch | None = vars(connection).get(_WATCH)
-    return watch is not None and watch.written
+    """Whether anything but a query was sent over a connection that began outside any transaction.
+
+    PostgreSQL is asked as well, for a query can call functions that write: its transaction has an id then. See
+    "Transaction ID and Snapshot Information Functions" in its documentation.
+    """
+    if _watch_of(connection).written:
+        return True
+    if connection.dialect.name != "postgresql":
+        return False
+    try:
+        return connection.exec_driver_sql("SELECT txid_current_if_assigned()").scalar() is not None
+    except DBAPIError:
+        # It has given the transaction up, and there is nothing to lose.
+        return False
+
+
+def has_given_up(connection: Connection) -> bool:
+    """Whether PostgreSQL has given up the transaction of a connection, and would answer COMMIT with a ROLLBACK.
+
+    psycopg and psycopg2 know that without asking, in ``info.transaction_status``; 3 is libpq's PQTRANS_INERROR.
+    """
+    info = getattr(connection.connection.driver_connection, "info", None)
+    status = getattr(info, "transaction_status", None)
+    return status is not None and int(status) == _IN_ERROR
+
+
+_IN_ERROR: Final = 3
+
+_COMMENT: Final = re.compile(r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)+", re.DOTALL)
+
+_QUERIES: Final = frozenset({"SELECT", "TABLE", "VALUES", "SHOW", "PRAGMA", "SAVEPOINT", "RELEASE", "ROLLBACK"})
 
 
 def _only_reads(statement: str) -> bool:
-    verb = statement.split(maxsplit=1)[0].upper() if statement.strip() else ""
-    if verb == "WITH":
+    """Whether a statement begins like a query; in doubt it does not."""
+    beginning = _COMMENT.match(statement)
+    words = statement[beginning.end() if beginning else 0 :].split(maxsplit=1)
+    verb = words[0].upper() if words else ""
+    if verb in ("WITH", "EXPLAIN"):
         return re.search(r"\b(INSERT|UPDATE|DELETE|MERGE)\b", statement, re.IGNORECASE) is None
-    return verb in ("SELECT", "SHOW", "VALUES", "PRAGMA", "SAVEPOINT", "RELEASE", "ROLLBACK")
-
-
-def _base(engine: Engine) -> Engine:
-    """Return the engine that one made by ``engine.execution_options()`` passes its events on to."""
-    while (proxied := getattr(engine, "_proxied", None)) is not None:
-        engine = proxied
-    return engine
+    return verb in _QUERIES
 
 
 # Beginning
@@ -205,8 +293,9 @@ def _begins_late(driver: sqlite3.Connection) -> bool:
     return legacy and driver.isolation_level is not None and not driver.in_transaction
 
 
-def _commits_by_itself(connection: Connection, driver: Any) -> bool:
+def _commits_by_itself(connection: Connection) -> bool:
     """Whether the connection is in autocommit mode, set in SQLAlchemy or in the driver."""
+    driver = connection.connection.driver_connection
     if isinstance(driver, sqlite3.Connection):
         # Without an isolation level it is left to listeners of the user's to send BEGIN.
         return not driver.in_transaction
@@ -220,21 +309,41 @@ def _commits_by_itself(connection: Connection, driver: Any) -> bool:
     return bool(dbapi.get_autocommit() if callable(autocommit) else autocommit)  # type: ignore[union-attr]
 
 
-def _make_read_only(connection: Connection, driver: Any) -> None:
+def _make_read_only(connection: Connection) -> None:
     """Let the server refuse to write, where it can and the execution options have not done it."""
+    driver = connection.connection.driver_connection
     if isinstance(driver, sqlite3.Connection):
         if driver.execute("PRAGMA query_only").fetchone() == (0,):
             driver.execute("PRAGMA query_only = ON")
             _put_back_later(connection, _allow_writing)
-    elif connection.dialect.name in ("mysql", "mariadb") and not isinstance(
-        connection.get_transaction(), TwoPhaseTransaction
-    ):
-        # Nothing was sent yet: this is the transaction that autocommit=0 would begin. It ends with it.
-        connection.exec_driver_sql("START TRANSACTION READ ONLY")
+    elif connection.dialect.name in ("mysql", "mariadb"):
+        # Of the session, for DDL would commit a transaction that alone is read-only, and the next could write. Nothing
+        # was sent yet, so it holds for the transaction that is about to begin.
+        shown = {row[1] for row in connection.exec_driver_sql(_READ_ONLY)}
+        if shown == {"OFF"}:
+            connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
+            _put_back_later(connection, _allow_transactions_to_write)
+
+
+_READ_ONLY: Final = "SHOW SESSION VARIABLES WHERE Variable_name IN ('tx_read_only', 'transaction_read_only')"
+"""The first is the name in MariaDB before 11.1 and MySQL before 8.0."""
 
 
 def _allow_writing(dbapi: Any) -> None:
     dbapi.execute("PRAGMA query_only = OFF")
+
+
+def _allow_transactions_to_write(dbapi: Any) -> None:
+    _send(dbapi, "SET SESSION TRANSACTION READ WRITE")
+
+
+def _send(dbapi: Any, statement: str) -> None:
+    """Send a statement past SQLAlchemy, whose connection is closed already."""
+    cursor = dbapi.cursor()
+    try:
+        cursor.execute(statement)
+    finally:
+        cursor.close()
 
 
 # Putting back
@@ -243,10 +352,10 @@ def _allow_writing(dbapi: Any) -> None:
 def _put_back_later(connection: Connection, put_back: Callable[[Any], None]) -> None:
     """Call *put_back* with the driver's connection when it is returned to its pool."""
     connection.info.setdefault(_PUT_BACK, []).append(put_back)
-    engine = _base(connection.engine)
-    if engine not in _pools_listened_to:
-        event.listen(engine, "checkin", _put_back)
-        _pools_listened_to.add(engine)
+    pool = connection.engine.pool
+    if pool not in _pools_listened_to:
+        event.listen(pool, "checkin", _put_back)
+        _pools_listened_to.add(pool)
 
 
 def _put_back(dbapi: Any, record: ConnectionPoolEntry) -> None:
@@ -261,10 +370,18 @@ def _put_back(dbapi: Any, record: ConnectionPoolEntry) -> None:
 # Statements
 
 
+@cache
+def listen_to_errors() -> None:
+    """Listen to what goes wrong on all engines.
+
+    On the class, for its listeners come before those of an engine: one of the user's may raise another error, and
+    SQLAlchemy calls none of the rest then.
+    """
+    event.listen(Engine, "handle_error", _handle_error)
+
+
 def _before_statement(connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
-    watch: _Watch | None = vars(connection).get(_WATCH)
-    if watch is not None:
-        watch.before(connection, statement)
+    _watch_of(connection).before(connection, statement)
 
 
 def _handle_error(context: ExceptionContext) -> Exception | None:
@@ -335,12 +452,20 @@ class _PostgreSQLLimit(_ServerLimit):
     """
 
     def _read(self, connection: Connection) -> float:
-        # It is read with a unit, such as 5min.
-        query = "SELECT extract(epoch FROM current_setting('statement_timeout')::interval)"
-        return float(connection.exec_driver_sql(query).scalar_one())
+        # SHOW is no query, after which SET TRANSACTION would be too late. It answers with a unit, such as 5min.
+        shown = re.fullmatch(r"(\d+)(\D*)", connection.exec_driver_sql("SHOW statement_timeout").scalar_one())
+        assert shown is not None
+        return int(shown[1]) * _UNITS[shown[2]]
 
     def _write(self, connection: Connection, seconds: float) -> None:
-        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {ceil(seconds * 1000)}")
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {min(ceil(seconds * 1000), _LONGEST_MS)}")
+
+
+_UNITS: Final = {"": 0.001, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+_LONGEST_MS: Final = 2**31 - 1
+_LONGEST_S: Final = 31_536_000
+"""What the servers take at most: 24 days, and a year."""
 
 
 class _MariaDBLimit(_ServerLimit):
@@ -348,19 +473,11 @@ class _MariaDBLimit(_ServerLimit):
 
     def _read(self, connection: Connection) -> float:
         original = float(connection.exec_driver_sql("SELECT @@max_statement_time").scalar_one())
-
-        def put_back(dbapi: Any) -> None:
-            cursor = dbapi.cursor()
-            try:
-                cursor.execute(f"SET max_statement_time = {original}")
-            finally:
-                cursor.close()
-
-        _put_back_later(connection, put_back)
+        _put_back_later(connection, lambda dbapi: _send(dbapi, f"SET max_statement_time = {original}"))
         return original
 
     def _write(self, connection: Connection, seconds: float) -> None:
-        connection.exec_driver_sql(f"SET max_statement_time = {ceil(seconds * 1000) / 1000}")
+        connection.exec_driver_sql(f"SET max_statement_time = {min(ceil(seconds * 1000) / 1000, _LONGEST_S)}")
 
 
 class _SQLiteLimit(_Limit):

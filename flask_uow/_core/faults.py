@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from typing import Final
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 __all__ = ["ends_the_transaction", "is_out_of_time", "is_read_only"]
@@ -48,11 +50,14 @@ def is_read_only(error: DBAPIError) -> bool:
     return not _READ_ONLY.isdisjoint(_codes(error))
 
 
-def ends_the_transaction(error: DBAPIError) -> bool:
-    """Whether the server has rolled back the whole transaction, so that what follows would be a second half.
+def ends_the_transaction(error: DBAPIError, connection: Connection | None) -> bool:
+    """Whether the database has rolled back the whole transaction, so that what follows would be a second half.
 
-    PostgreSQL is not in the table: it does not begin a second half, and says so at COMMIT.
+    SQLite can, for example at ON CONFLICT ROLLBACK, and its driver knows. PostgreSQL does not begin a second half.
     """
+    driver = None if connection is None or connection.invalidated else connection.connection.driver_connection
+    if isinstance(driver, sqlite3.Connection) and not driver.in_transaction:
+        return True
     return error.connection_invalidated or not _ENDS_THE_TRANSACTION.isdisjoint(_codes(error))
 
 

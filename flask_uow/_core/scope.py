@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
 from itertools import islice
+from types import MappingProxyType
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine, NestedTransaction
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction
@@ -14,7 +18,7 @@ from flask_uow._core.events import Removed
 from flask_uow._core.faults import ends_the_transaction, is_out_of_time, is_read_only
 from flask_uow._core.options import ManualCommit, Options
 from flask_uow._core.policy import Decision
-from flask_uow._core.session import WatchedSession, unsaved
+from flask_uow._core.session import WatchedSession, shared, unsaved
 from flask_uow._core.stack import Plan, Runtime, Stack, brief, brief_statement
 from flask_uow._core.transaction import Joined, Transaction, deadline_of
 from flask_uow.errors import (
@@ -30,6 +34,9 @@ __all__ = ["Scope"]
 
 _BY_HAND = Options()
 
+_places: ContextVar[Mapping[Scope, Scope]] = ContextVar("flask_uow.places", default=MappingProxyType({}))
+"""Which scope has the place of which. A context variable, for tasks of one view suspend by themselves."""
+
 _NAMED_AT_MOST = 5
 """Objects, in the message of an error."""
 
@@ -37,13 +44,13 @@ _NAMED_AT_MOST = 5
 class Scope(Stack):
     """One context's session and its transactions. It oversees the session: see `Overseer`."""
 
-    __slots__ = ("__weakref__", "_block", "_closed_by_hand", "_inner", "_parked", "_suspended", "closed", "ending")
+    __slots__ = ("__weakref__", "_block", "_closed_by_hand", "_guests", "_parked", "_suspended", "closed", "ending")
 
     def __init__(self, runtime: Runtime, plan: Plan | None = None) -> None:
         super().__init__(runtime, plan)
         self._closed_by_hand = False
-        self._inner: Scope | None = None
-        """The one that has taken its place for a while."""
+        self._guests: list[Scope] = []
+        """Those that have its place for a while; more than one, where several tasks run in it."""
 
         self._block = ""
         """What it has taken another's place for."""
@@ -66,6 +73,9 @@ class Scope(Stack):
         if self.closed:
             raise NoScopeError("The session", "its context has come to its end, and has closed its session already.")
 
+        return self._opened().session
+
+    def _opened(self) -> WatchedSession:
         transaction = self.current()
         if self._closed_by_hand:
             self._replace_closed()
@@ -74,7 +84,7 @@ class Scope(Stack):
         assert self._watched is not None
         if transaction is not None:
             self._start(transaction)
-        return self._watched.session
+        return self._watched
 
     def adopt(self, session: Session) -> None:
         """Watch a session that was opened for this scope, by us or by somebody else who has asked the registry."""
@@ -83,12 +93,20 @@ class Scope(Stack):
             return
         if watched is not None and watched.session.in_transaction():
             if self.current() is not None:
-                self._stack[0]._doom_by("a second session was opened in it while the first had work to settle", None)
+                self.doom(self._stack[0], "a second session was opened in it while the first had work to settle", None)
             return
         if watched is not None:
             watched.unwatch()
         self._closed_by_hand = False
         self._watched = WatchedSession(session, self._runtime.source, self)
+        if self._stack:
+            try:
+                self._made_fit(self._stack[0])
+            except BaseException:
+                # It is not touched, and goes back to where it came from.
+                self._watched.unwatch()
+                self._watched = None
+                raise
 
     # One scope in the place of another
 
@@ -96,8 +114,9 @@ class Scope(Stack):
     def innermost(self) -> Scope:
         """The scope that has its place at the moment, or itself."""
         scope = self
-        while scope._inner is not None:
-            scope = scope._inner
+        places = _places.get()
+        while (inner := places.get(scope)) is not None and not inner.closed:
+            scope = inner
         return scope
 
     def refuse_shared_connection(self, block: str) -> None:
@@ -110,46 +129,44 @@ class Scope(Stack):
             return
         if self._watched is None:
             self.adopt(self._runtime.source.open())
-        shared = None if self._watched is None else self._watched.shared_connection()
-        if shared is not None:
-            raise ConfigurationError(
-                "propagation",
-                f"of {block} suspends the transaction of {self._stack[0]._label} and needs a second connection, but "
-                f"{shared}; its COMMIT or ROLLBACK would end the suspended transaction. Use a database file or a "
-                "server, or let the block join.",
-            )
+        reason = None if self._watched is None else self._watched.shared_connection()
+        if reason is not None:
+            raise _no_second_connection(block, self._stack[0]._label, reason)
 
     def give_way(self, inner: Scope, block: str) -> None:
-        """Let *inner* have this scope's place until `take_back`."""
-        self._inner = inner
+        """Let *inner* have this scope's place until `take_back`, for the code of this task alone."""
+        _places.set({**_places.get(), self: inner})
+        self._guests.append(inner)
         inner._block = block
         inner._suspended = self._stack[0]._label if self._stack else None
         inner.swap()
 
     def take_back(self, inner: Scope) -> None:
-        """Have the place again that was given to *inner*. What was given away inside it and not taken back is over."""
-        if self._inner is not inner:
-            return
-        inner._abandon_inner()
-        self._inner = None
-        inner.swap()
+        """Have the place again that was given to *inner*."""
+        if inner in self._guests:
+            self._guests.remove(inner)
+            inner.swap()
+        places = _places.get()
+        if places.get(self) is inner:
+            _places.set({scope: guest for scope, guest in places.items() if scope is not self})
 
     def swap(self) -> None:
         """Let a registry hand out this scope's session, or again the one that it handed out before."""
         self._parked = self._runtime.source.exchange(self._parked)
 
-    def _abandon_inner(self) -> None:
-        inner = self._inner
-        if inner is not None:
+    def _abandon_guests(self) -> None:
+        """End those that have this scope's place and were never left."""
+        while self._guests:
+            inner = self._guests[-1]
             try:
                 inner.close()
             finally:
                 self.take_back(inner)
 
     def _notice(self, transaction: Transaction) -> None:
-        if self._inner is not None:
-            transaction._doom_by(f"{self._inner._block} inside it was never left", None)
-            self._abandon_inner()
+        if self._guests:
+            self.doom(transaction, f"{self._guests[-1]._block} inside it was never left", None)
+            self._abandon_guests()
         super()._notice(transaction)
 
     # Blocks
@@ -172,8 +189,8 @@ class Scope(Stack):
         self._refuse_writing(outer, options, label)
         if self.restricted:
             self.before_statement()
-        savepoint = self.session.begin_nested()
-        # Only now: begin_nested() has flushed what came before the savepoint, and hooks registered there stay.
+        savepoint = self._opened().begin_nested()
+        # Only now: that has flushed what came before the savepoint, and hooks registered there stay.
         transaction = Transaction(options, label, self._stack[-1])
         transaction._savepoint = savepoint
         return self._add(transaction)
@@ -201,9 +218,48 @@ class Scope(Stack):
         self._refuse_writing(transaction, options, label)
         deadline = deadline_of(options, label)
         if deadline is not None:
-            self.restricted = True
-        transaction._blocks.append(Joined(label, options, deadline))
+            self._restrict()
+        transaction._blocks.append(Joined(label, options, deadline, self._own_savepoint()))
         return transaction
+
+    def leave(self, transaction: Transaction, error: BaseException | None, decision: Decision) -> None:
+        """Let the innermost block that has joined *transaction* end.
+
+        Raises:
+            TransactionTimeoutError: It is too late for it.
+        """
+        block = transaction._blocks[-1]
+        try:
+            if error is None:
+                self.check_time(block.deadline)
+        finally:
+            transaction._blocks.pop()
+        if error is not None and decision is Decision.ROLLBACK:
+            reason = f"{block.label}, which had joined it, failed with {type(error).__name__}"
+            # A savepoint of the user's own around it can be rolled back alone. One begun inside it was left behind.
+            savepoint = self._own_savepoint()
+            if savepoint is not None and savepoint is block.savepoint and self._watched is not None:
+                self._watched.spoil(savepoint, reason, error)
+                self._restrict()
+            else:
+                self.doom(transaction, reason, error)
+        elif block.deadline is not None:
+            self.relax()
+
+    def _own_savepoint(self) -> SessionTransaction | None:
+        """Return the innermost savepoint, if the user has begun it, and no block."""
+        savepoint = None if self._watched is None else self._watched.session.get_nested_transaction()
+        return None if not self._stack or savepoint is self._stack[-1]._savepoint else savepoint
+
+    def savepoint_begun(self) -> int:
+        """Mark the hooks that are there before a savepoint of the user's own."""
+        transaction = self.current()
+        return 0 if transaction is None else transaction._hooks.mark()
+
+    def savepoint_rolled_back(self, mark: int) -> None:
+        """Drop the hooks that were registered since, and run those of a rollback."""
+        if self._stack:
+            self._undo_hooks(self._stack[-1]._hooks.drop_since(mark), sys.exception())
 
     def _refuse_writing(self, transaction: Transaction, options: Options, label: str) -> None:
         if options.read_only is False and transaction.read_only:
@@ -218,7 +274,7 @@ class Scope(Stack):
         """Roll back what nobody settled, and close the session."""
         self._plan = None
         try:
-            self._abandon_inner()
+            self._abandon_guests()
             if self._stack:
                 self._roll_back_all(error)
         finally:
@@ -268,6 +324,8 @@ class Scope(Stack):
         """Begin by hand, where no block has begun already."""
         if not nested and self._in_block():
             raise self._refused("begin")
+        if self.restricted:
+            self.before_statement()
         assert self._watched is not None
         return self._watched.begin(nested=nested)
 
@@ -288,13 +346,25 @@ class Scope(Stack):
         if self.current() is None:
             return None
         outermost = self._stack[0]
-        return Demands(outermost._label, outermost.isolation_level, outermost.read_only)
+        level = outermost.isolation_level
+        is_default = outermost._options.isolation_level is None
+        return Demands(outermost._label, level, is_default, outermost.read_only)
+
+    def connection_wanted(self, bind: Engine | Connection) -> None:
+        """Refuse what a suspended transaction may be on already.
+
+        Raises:
+            ConfigurationError: All sessions on *bind* have one connection.
+        """
+        if self._suspended is not None and (reason := shared(bind)) is not None:
+            raise _no_second_connection(self._block, self._suspended, reason)
 
     def no_connection(self, error: Exception) -> Exception | None:
         """Doom the transaction that could not have a connection."""
         if not self._stack:
             return None
-        self._failed(error)
+        if self._runtime.strict or isinstance(error, ConfigurationError):
+            self._failed(f"there was no connection for it ({brief(error)})", error)
         if isinstance(error, PoolTimeoutError) and self._suspended is not None:
             return PoolTimeoutError(
                 f"{error} It was wanted for {self._block}, which runs on a second connection "
@@ -309,10 +379,13 @@ class Scope(Stack):
         if not self._stack or self._watched is None:
             return None
         better = self._better(error)
-        if self._runtime.strict or better is not None or ends_the_transaction(error):
-            self._failed(better or error)
-        elif connection is not None and self._stack[0]._suspect is None:
-            self._stack[0]._suspect = (connection, error)
+        if self._runtime.strict or better is not None or ends_the_transaction(error, connection):
+            within = None if connection is None else self._watched.own_savepoint_of(connection)
+            first = better or error
+            self._failed(f"the database refused a statement ({brief(first)})", first, within)
+        elif connection is not None:
+            suspects = self._stack[0]._suspects = self._stack[0]._suspects or {}
+            suspects.setdefault(connection, error)
         return better
 
     def _better(self, error: DBAPIError) -> Exception | None:
@@ -323,15 +396,13 @@ class Scope(Stack):
         deadline = self.nearest_deadline() if self.restricted and is_out_of_time(error) else None
         return self.out_of_time(deadline) if deadline is not None and deadline.is_over else None
 
-    def _failed(self, error: Exception) -> None:
-        transaction = self._stack[-1]
-        reason = f"the database refused a statement ({brief(error)})"
-        savepoint = None if self._watched is None else self._watched.session.get_nested_transaction()
-        if self._watched is None or savepoint is None or savepoint is transaction._savepoint:
-            self.doom(transaction, reason, error)
+    def _failed(self, reason: str, error: Exception, within: NestedTransaction | None = None) -> None:
+        savepoint = self._own_savepoint()
+        if savepoint is None or within is not None or self._watched is None:
+            self.doom(self._stack[-1], reason, error, within)
         else:
             self._watched.spoil(savepoint, reason, error)
-            self.restricted = True
+            self._restrict()
 
     def savepoint_lost(self, error: BaseException) -> None:
         """Doom every transaction: MySQL and MariaDB undo all of them at a deadlock, the savepoints included."""
@@ -339,11 +410,15 @@ class Scope(Stack):
             self.doom(transaction, f"the database has rolled back more than a savepoint ({brief(error)})", error)
 
     def flush_called(self) -> None:
-        """Refuse to write in a read-only transaction.
+        """Refuse to write in a transaction that is read-only or doomed, or has no time left.
 
         Raises:
             ReadOnlyTransactionError: There is something to write.
+            TransactionDoomedError: It would be a part of work that can only be rolled back.
+            TransactionTimeoutError: There is no time left.
         """
+        if self.restricted:
+            self.before_statement()
         if not self._stack or not self._stack[-1].read_only or self._watched is None:
             return
         changes = unsaved(self._watched.session)
@@ -419,3 +494,12 @@ class Scope(Stack):
         if (watched.is_spent or other) and self._watched is watched:
             watched.unwatch()
             self._watched = None
+
+
+def _no_second_connection(block: str, suspended: str, reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        "propagation",
+        f"of {block} suspends the transaction of {suspended} and needs a second connection, but {reason}; its COMMIT "
+        "or ROLLBACK would end the suspended transaction. Use a database file or a server, or run it where no "
+        "transaction is active.",
+    )

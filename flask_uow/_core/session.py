@@ -9,12 +9,26 @@ from functools import cache, partial
 from typing import Any, Final, Protocol
 from weakref import ref
 
-from sqlalchemy import Connection, Engine, event, inspect
+from sqlalchemy import Connection, Engine, NestedTransaction, event, inspect
 from sqlalchemy.exc import SQLAlchemyError, UnboundExecutionError
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
-from flask_uow._core.connection import Demands, Supervisor, begin_at_once, execution_options, has_written, take
+from flask_uow._core.connection import (
+    Demands,
+    Supervisor,
+    adopt,
+    attend,
+    begin_at_once,
+    begun,
+    execution_options,
+    has_given_up,
+    has_written,
+    listen_to_errors,
+    refuse_autocommit,
+    relax,
+    take,
+)
 from flask_uow.errors import ConfigurationError, PartialCommitError, UnexpectedRollbackError
 
 __all__ = ["OVERSEEN", "Overseer", "SessionSource", "WatchedSession"]
@@ -85,6 +99,16 @@ class Overseer(Supervisor, Protocol):
         """Return what the transaction that a connection is wanted for demands of it; None is no transaction."""
         ...
 
+    def connection_wanted(self, bind: Engine | Connection) -> None:
+        """Learn where the session is about to begin, and raise if it must not."""
+
+    def savepoint_begun(self) -> int:
+        """Learn that the user is about to begin a savepoint, and return a mark for `savepoint_rolled_back`."""
+        ...
+
+    def savepoint_rolled_back(self, mark: int) -> None:
+        """Learn that a savepoint of the user's own was rolled back."""
+
     def no_connection(self, error: Exception) -> Exception | None:
         """Learn that there was no connection to be had, and return a better error to raise, if there is one."""
         ...
@@ -123,8 +147,9 @@ class WatchedSession:
         if root is not None:
             # It has begun before we came.
             self.created(root)
-            for connection in self.connections() or (None,):
-                self.began(root, connection)
+            overseer.began(root)
+            for connection in self.connections():
+                adopt(connection, overseer, bound=not root._connections[connection][3])
 
     def _called(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Stand in for a method that settles."""
@@ -150,22 +175,54 @@ class WatchedSession:
         if isinstance(bind, Connection) and bind.in_transaction():
             # A test's, perhaps, and the session is about to open a savepoint in it.
             begin_at_once(bind)
+        overseer.connection_wanted(bind)
         demands = overseer.demands()
         if demands is not None and (ours := execution_options(bind, demands)):
-            options = {**ours, **(options or {})}
+            options = {**(options or {}), **ours}
         try:
-            return find(root, bind, options)
+            connection = find(root, bind, options)
+            begun(connection)
+            return connection
         except SQLAlchemyError as error:
             better = overseer.no_connection(error)
             if better is None:
                 raise
             raise better from error
 
-    def began(self, root: SessionTransaction, connection: Connection | None) -> None:
+    def restrict(self) -> None:
+        """Ask the overseer before each statement."""
+        # Before SQLAlchemy does, too, which refuses by itself, and says less, after a failed flush.
+        vars(self.session)["_connection_for_bind"] = self._ask
+        for connection in self.connections():
+            attend(connection)
+
+    def relax(self, seconds: float | None) -> None:
+        """Let the servers know that a block that had less time is over."""
+        for connection in self.connections():
+            relax(connection, seconds)
+
+    def has_given_up(self) -> bool:
+        """Whether a database has given up its transaction, and would not say so at COMMIT."""
+        return any(map(has_given_up, self.connections()))
+
+    def refuse_autocommit(self) -> None:
+        """Raise if a connection that the session has begun on commits each statement by itself.
+
+        Raises:
+            ConfigurationError: One does.
+        """
+        for connection in self.connections():
+            refuse_autocommit(connection)
+
+    def _ask(self, *args: Any, **kwargs: Any) -> Connection:
+        """Stand in for the session's method that finds a connection."""
+        if self._overseer.restricted:
+            self._overseer.before_statement()
+        return type(self.session)._connection_for_bind(self.session, *args, **kwargs)
+
+    def began(self, root: SessionTransaction, connection: Connection) -> None:
         """Watch a connection that the session has begun on."""
         self._overseer.began(root)
-        if connection is None:
-            return
         # Each is there under itself, and under its engine.
         if len(root._connections) > 2:  # noqa: PLR2004
             self._note_commits()
@@ -190,6 +247,16 @@ class WatchedSession:
         root = self.session.get_transaction()
         return [] if root is None else list({entry[0]: None for entry in root._connections.values()})
 
+    def own_savepoint_of(self, connection: Connection) -> NestedTransaction | None:
+        """Return the innermost savepoint of *connection*, if it was made past the session."""
+        innermost = connection.get_nested_transaction()
+        transaction = self.session.get_nested_transaction() or self.session.get_transaction()
+        while transaction is not None:
+            if any(entry[1] is innermost for entry in transaction._connections.values()):
+                return None
+            transaction = transaction.parent
+        return innermost
+
     def has_changes(self) -> bool:
         """Whether a rollback would lose anything; of a session that began outside any transaction."""
         return any(True for _ in unsaved(self.session)) or any(map(has_written, self.connections()))
@@ -205,13 +272,7 @@ class WatchedSession:
             binds.append(self.session.get_bind())
         except UnboundExecutionError:
             logger.debug("A session with several engines has not said yet which it will use.")
-
-        for bind in binds:
-            if isinstance(bind, Connection):
-                return "its session is bound to one Connection"
-            if isinstance(bind.pool, (StaticPool, SingletonThreadPool)):
-                return f"the pool of {bind!r} is a {type(bind.pool).__name__}, which has one connection"
-        return None
+        return next((reason for bind in binds if (reason := shared(bind)) is not None), None)
 
     def _for_real(self, name: str) -> None:
         """Do what the session's own method does; one of the user's class may call others of its own."""
@@ -260,16 +321,35 @@ class WatchedSession:
 
     def begin(self, *, nested: bool) -> SessionTransaction:
         """Do what ``session.begin()`` does without us, but for the end of ``with session.begin():``, which is ours."""
-        begun = type(self.session).begin(self.session, nested=nested)
-        if not nested:
-            self._begun = begun
+        transaction = type(self.session).begin(self.session, nested=nested)
+        if nested:
+            self._drop_hooks_with(transaction)
+        else:
+            self._begun = transaction
             # SQLAlchemy's own with statement closes it, and nothing else, when a flush has failed inside.
-            vars(begun).update(
+            vars(transaction).update(
                 commit=self._overseer.commit_called,
                 rollback=self._overseer.rollback_called,
                 close=self._overseer.rollback_called,
             )
-        return begun
+        return transaction
+
+    def begin_nested(self) -> SessionTransaction:
+        """Begin a savepoint of ours."""
+        return type(self.session).begin(self.session, nested=True)
+
+    def _drop_hooks_with(self, savepoint: SessionTransaction) -> None:
+        """Let the hooks of a savepoint of the user's own go with its work."""
+        mark, reference = self._overseer.savepoint_begun(), ref(savepoint)
+
+        def rollback(*args: Any, **kwargs: Any) -> None:
+            rolled_back = reference()
+            assert rolled_back is not None
+            vars(rolled_back).pop("rollback", None)
+            rolled_back.rollback(*args, **kwargs)
+            self._overseer.savepoint_rolled_back(mark)
+
+        vars(savepoint)["rollback"] = rollback
 
     def spoil(self, savepoint: SessionTransaction, reason: str, error: BaseException) -> None:
         """Keep a savepoint of the user's own, in which *error* happened, from being released: only rolled back."""
@@ -317,7 +397,7 @@ class WatchedSession:
     def unwatch(self) -> None:
         """Give the session its own methods back."""
         self._let_go()
-        for name in _SHADOWED:
+        for name in (*_SHADOWED, "_connection_for_bind"):
             vars(self.session).pop(name, None)
         root = self.session.get_transaction()
         if root is not None:
@@ -356,6 +436,15 @@ def _check(session: object) -> None:
         )
 
 
+def shared(bind: Engine | Connection) -> str | None:
+    """Return why all sessions on *bind* have the same connection, where they have."""
+    if isinstance(bind, Connection):
+        return "its session is bound to one Connection"
+    if isinstance(bind.pool, (StaticPool, SingletonThreadPool)):
+        return f"the pool of {bind!r} is a {type(bind.pool).__name__}, which has one connection"
+    return None
+
+
 def unsaved(session: Session) -> Iterator[str]:
     """Yield what the next flush of *session* would write, object by object."""
     for instance in session.new:
@@ -382,11 +471,12 @@ def _listen() -> None:
     event.listen(Session, "after_transaction_create", _after_transaction_create, insert=True)
     event.listen(Session, "after_begin", _after_begin, insert=True)
     event.listen(Session, "after_commit", _after_commit, insert=True)
+    listen_to_errors()
 
 
 @cache
 def listen_to_flushes() -> None:
-    """Listen to what sessions write, from the first read-only transaction on."""
+    """Listen to what sessions write, from the first transaction on that may not."""
     event.listen(Session, "before_flush", _before_flush, insert=True)
 
 

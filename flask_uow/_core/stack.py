@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from textwrap import shorten
 from time import monotonic, perf_counter
 from typing import Any, Literal
 
+from sqlalchemy import Connection, NestedTransaction
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.orm import SessionTransaction
 
@@ -25,7 +26,7 @@ from flask_uow._core.hooks import Failure, Hook, Hooks, Moment
 from flask_uow._core.options import ManualCommit, Options
 from flask_uow._core.policy import Decision, Judge, on_error
 from flask_uow._core.session import SessionSource, WatchedSession, listen_to_flushes
-from flask_uow._core.transaction import Deadline, Outcome, Transaction
+from flask_uow._core.transaction import Deadline, Doom, Outcome, Transaction
 from flask_uow.errors import (
     HookError,
     IncompatibleTransactionError,
@@ -57,17 +58,6 @@ class Runtime:
     isolation_level: str | None = None
     timeout: float | None = None
     """In seconds. This and the level are those of transactions whose options do not say."""
-
-    def complete(self, options: Options) -> Options:
-        """Return the options of an outermost transaction, with the defaults."""
-        if self.isolation_level is None and self.timeout is None:
-            return options
-        level, timeout = options.isolation_level, options.timeout
-        return replace(
-            options,
-            isolation_level=self.isolation_level if level is None else level,
-            timeout=self.timeout if timeout is None else timeout,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +121,7 @@ class Stack:
         """
         if not self._stack and self._plan is not None and not self._is_outside:
             plan = self._plan
-            self._planned = self._push(
-                Transaction(self._runtime.complete(plan.options), plan.label, by_block=plan.by_block)
-            )
+            self._planned = self._push(self._made_fit(Transaction(plan.options, plan.label, by_block=plan.by_block)))
         return self._stack[-1] if self._stack else None
 
     @property
@@ -147,9 +135,39 @@ class Stack:
             transaction._root = self._watched.session.get_transaction()
         return self._add(transaction)
 
+    def _made_fit(self, transaction: Transaction) -> Transaction:
+        """Give an outermost transaction the defaults, and see to it that it is what it says that it is.
+
+        Raises:
+            IncompatibleTransactionError: The session has begun already, with changes that would be lost.
+            ConfigurationError: The session has begun already, on a connection that commits by itself.
+        """
+        runtime = self._runtime
+        if transaction.isolation_level is None:
+            transaction.isolation_level = runtime.isolation_level
+        if transaction._deadline is None and runtime.timeout is not None:
+            transaction._deadline = Deadline.after(runtime.timeout, transaction._label)
+        if self._watched is not None and self._watched.connections():
+            self._watched.refuse_autocommit()
+            if transaction.isolation_level is not None or transaction.read_only:
+                self._begin_anew(transaction, self._watched)
+        return transaction
+
+    def _begin_anew(self, transaction: Transaction, watched: WatchedSession) -> None:
+        """End what the session has begun outside any transaction, so that the next one can be set as it demands."""
+        if watched.has_changes():
+            option = "read_only=True" if transaction.read_only else f"isolation_level={transaction.isolation_level!r}"
+            raise IncompatibleTransactionError(
+                transaction._label,
+                option,
+                "its session has begun already, with changes that nobody has committed. Commit or roll them back "
+                "first, put them into the block, or use Propagation.REQUIRES_NEW.",
+            )
+        watched.rollback()
+
     def _add(self, transaction: Transaction) -> Transaction:
         if transaction._deadline is not None:
-            self.restricted = True
+            self._restrict()
         if transaction.read_only:
             listen_to_flushes()
         self._stack.append(transaction)
@@ -191,8 +209,7 @@ class Stack:
             TransactionDoomedError: It would be a part of work that can only be rolled back.
             TransactionTimeoutError: There is no time left.
         """
-        if self._runtime.strict:
-            self.refuse_if_doomed()
+        self.refuse_if_doomed()
         return self._seconds_left()
 
     def refuse_if_doomed(self) -> None:
@@ -207,7 +224,8 @@ class Stack:
             raise TransactionDoomedError("a savepoint", _caught(reason)) from error
         for transaction in reversed(self._stack):
             doom = transaction._doom
-            if doom is not None and doom.error is not None:
+            # Not strict, the database decides. It does not know of a connection that is no good for a transaction.
+            if doom is not None and doom.error is not None and (self._runtime.strict or doom.is_final):
                 raise TransactionDoomedError(transaction._label, _caught(doom.reason)) from doom.error
 
     def _seconds_left(self) -> float | None:
@@ -238,10 +256,35 @@ class Stack:
         if deadline is not None and self._in_transaction() and deadline.is_over:
             raise self.out_of_time(deadline)
 
-    def doom(self, transaction: Transaction, reason: str, error: BaseException | None) -> None:
-        """Make a commit of *transaction* impossible."""
-        transaction._doom_by(reason, error)
+    def relax(self) -> None:
+        """Give what goes on the time that it has, now that a block that had less is over."""
+        if self._watched is not None and self._stack[-1]._doom is None:
+            self._watched.relax(self._seconds_left())
+
+    def doom(
+        self,
+        transaction: Transaction,
+        reason: str,
+        error: BaseException | None,
+        within: NestedTransaction | None = None,
+    ) -> None:
+        """Make a commit of *transaction* impossible, but for a rollback of the savepoint *within* it."""
+        transaction._doom_by(Doom(reason, error, within))
+        self._restrict()
+
+    def _restrict(self) -> None:
+        """Look at each statement before it is sent."""
         self.restricted = True
+        listen_to_flushes()
+        if self._watched is not None:
+            self._watched.restrict()
+
+    def rolling_back(self, connection: Connection) -> None:
+        """Forget what went wrong in a savepoint that the user has made of a connection, and rolls back."""
+        savepoint = connection.get_nested_transaction()
+        for transaction in self._stack:
+            if transaction._doom is not None and transaction._doom.within is savepoint is not None:
+                transaction._doom = None
 
     # Beginning
 
@@ -254,26 +297,9 @@ class Stack:
 
         Raises:
             IncompatibleTransactionError: The session has begun already, with changes that would be lost.
+            ConfigurationError: The session has begun already, on a connection that commits by itself.
         """
-        transaction = Transaction(self._runtime.complete(options), label)
-        if transaction.isolation_level is not None or transaction.read_only:
-            self._begin_anew(transaction)
-        return self._push(transaction)
-
-    def _begin_anew(self, transaction: Transaction) -> None:
-        """End what the session has begun outside any transaction, so that the next one can be set as it demands."""
-        watched = self._watched
-        if watched is None or not watched.connections():
-            return
-        if watched.has_changes():
-            option = "read_only=True" if transaction.read_only else f"isolation_level={transaction.isolation_level!r}"
-            raise IncompatibleTransactionError(
-                transaction._label,
-                option,
-                "its session has begun already, with changes that nobody has committed. Commit or roll them back "
-                "first, put them into the block, or use Propagation.REQUIRES_NEW.",
-            )
-        watched.rollback()
+        return self._push(self._made_fit(Transaction(options, label)))
 
     def _start(self, transaction: Transaction) -> None:
         outermost = self._stack[0] if transaction.parent is not None else transaction
@@ -310,7 +336,7 @@ class Stack:
         """
         self._notice(transaction)
         if transaction._blocks and not by_hand:
-            transaction._doom_by(f"{transaction._blocks[-1].label}, which had joined it, was never left", None)
+            transaction._doom_by(Doom(f"{transaction._blocks[-1].label}, which had joined it, was never left", None))
 
         if decision is Decision.ROLLBACK or transaction._rollback_only:
             self._roll_back(transaction, error)
@@ -325,12 +351,14 @@ class Stack:
         """Doom a transaction that is not what its block believes it to be."""
         unfinished = self._stack[self._stack.index(transaction) + 1 :]
         if unfinished:
-            transaction._doom_by(f"{unfinished[-1]._label} inside it was never left", None)
+            transaction._doom_by(Doom(f"{unfinished[-1]._label} inside it was never left", None))
             self._abandon(unfinished)
 
         root = None if self._watched is None else self._watched.session.get_transaction()
         if transaction._root is not None and transaction._root is not root:
-            transaction._doom_by("its session was ended past flask_uow, and what became of its work is not known", None)
+            transaction._doom_by(
+                Doom("its session was ended past flask_uow, and what became of its work is not known", None)
+            )
 
     @property
     def planned(self) -> Transaction | None:
@@ -368,8 +396,11 @@ class Stack:
                 if notify.wants(BeforeCommit) and not self._may_commit(transaction, watched):
                     self.end(transaction, Decision.COMMIT, leaving)
                     return
-                self.check_time(transaction._deadline)
-                self._ask_the_database(transaction)
+                if transaction._deadline is not None:
+                    # What is still to be written takes time as well.
+                    watched.session.flush()
+                    self.check_time(transaction._deadline)
+                self._ask_the_database(transaction, watched)
                 watched.commit()
         except BaseException as error:
             if transaction not in self._stack:
@@ -384,16 +415,18 @@ class Stack:
 
         self._committed(transaction, leaving)
 
-    def _ask_the_database(self, transaction: Transaction) -> None:
+    def _ask_the_database(self, transaction: Transaction, watched: WatchedSession) -> None:
         """Make sure that the database has not given up what an error was caught in; it would not say so at COMMIT."""
-        if transaction._suspect is None:
-            return
-        connection, error = transaction._suspect
-        try:
-            connection.exec_driver_sql("SELECT 1")
-        except DBAPIError:
-            self.doom(transaction, f"the database refused a statement ({brief(error)}), and gave it up", error)
-            raise self._unexpected(transaction, None) from error
+        for connection, error in (transaction._suspects or {}).items():
+            try:
+                connection.exec_driver_sql("SELECT 1")
+            except DBAPIError:
+                self.doom(transaction, f"the database refused a statement ({brief(error)}), and gave it up", error)
+                raise self._unexpected(transaction, None) from error
+        if watched.has_given_up():
+            reason = "the database has given it up, after an error that was caught where flask_uow did not see it"
+            self.doom(transaction, reason, None)
+            raise self._unexpected(transaction, None)
 
     def _committed(self, transaction: Transaction, leaving: BaseException | None) -> None:
         """Tell of a commit, and run its hooks."""
@@ -443,17 +476,21 @@ class Stack:
         if savepoint is None and in_database and self._runtime.notify.wants(AfterRollback):
             self._tell_of(AfterRollback(transaction, error))
         try:
-            failures = self._drain(hooks, Moment.ROLLBACK, error)
+            self._undo_hooks(hooks, error, others_follow=others_follow)
         finally:
             if savepoint is None:
                 self._complete(transaction, Outcome.ROLLED_BACK, error)
+
+    def _undo_hooks(self, hooks: Hooks, error: BaseException | None, *, others_follow: bool = False) -> None:
+        """Run the hooks of a rollback; those of a commit are forgotten."""
+        failures = self._drain(hooks, Moment.ROLLBACK, error)
         if failures:
             self._report(failures, committed=False, quietly=error is not None or others_follow)
 
     def _fail(self, transaction: Transaction, error: BaseException) -> None:
         """Roll back a transaction whose end failed with *error*, and say it better where SQLAlchemy cannot know."""
         if isinstance(error, PendingRollbackError):
-            transaction._doom_by("a flush failed inside it", error)
+            transaction._doom_by(Doom("a flush failed inside it", error))
             raise self._unexpected(transaction, None)
         self._roll_back(transaction, error)
 
@@ -479,6 +516,8 @@ class Stack:
         self._stack.pop()
         transaction._released = True
         transaction._savepoint = None
+        if transaction._deadline is not None:
+            self.relax()
 
     def _roll_back_savepoint(self, transaction: Transaction, savepoint: SessionTransaction) -> None:
         try:
@@ -496,7 +535,8 @@ class Stack:
         if not self._stack:
             self.restricted = False
         transaction._outcome = outcome
-        transaction._savepoint = transaction._root = None
+        # Its errors have tracebacks, whose frames have it.
+        transaction._savepoint = transaction._root = transaction._doom = transaction._suspects = None
 
     def _abandon(self, savepoints: list[Transaction]) -> None:
         """Roll back savepoints that nobody left."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, NestedTransaction
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import SessionTransaction
 
 from flask_uow._core.hooks import Hooks
 from flask_uow._core.options import Options
+from flask_uow.errors import ConfigurationError
 
 __all__ = ["Deadline", "Doom", "Joined", "Outcome", "State", "Transaction", "deadline_of"]
 
@@ -46,6 +47,11 @@ class Deadline:
 
     label: str
 
+    @classmethod
+    def after(cls, seconds: float, label: str) -> Self:
+        """Return the deadline of a block that begins now."""
+        return cls(monotonic() + seconds, seconds, label)
+
     @property
     def is_over(self) -> bool:
         """Whether it has passed."""
@@ -59,6 +65,8 @@ class Joined:
     label: str
     options: Options
     deadline: Deadline | None
+    savepoint: SessionTransaction | None = None
+    """The innermost savepoint at its beginning; one of the user's own can be rolled back, and the block with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +75,18 @@ class Doom:
 
     reason: str
     error: BaseException | None
+    within: NestedTransaction | None = None
+    """The savepoint that the user has made of a connection, whose rollback makes everything well."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no database can be asked what it makes of the error."""
+        return isinstance(self.error, ConfigurationError)
 
 
 def deadline_of(options: Options, label: str) -> Deadline | None:
     """Return when a block that begins now is to be done, if it has a timeout."""
-    if options.timeout is None:
-        return None
-    return Deadline(monotonic() + options.timeout, options.timeout, label)
+    return None if options.timeout is None else Deadline.after(options.timeout, label)
 
 
 class Transaction:
@@ -103,7 +116,7 @@ class Transaction:
         "_started",
         "_stored",
         "_successor",
-        "_suspect",
+        "_suspects",
         "isolation_level",
         "parent",
         "read_only",
@@ -132,8 +145,8 @@ class Transaction:
         self._deadline = deadline_of(options, label)
 
         self._doom: Doom | None = None
-        self._suspect: tuple[Connection, DBAPIError] | None = None
-        """An error that was left to the database, which may have given the transaction up."""
+        self._suspects: dict[Connection, DBAPIError] | None = None
+        """Errors that were left to the database, which may have given the transaction up."""
 
         self._rollback_only = False
         self._outcome: Outcome | None = None
@@ -208,7 +221,7 @@ class Transaction:
         ask for a rollback.
         """
         if self._blocks:
-            self._doom_by(f"{self._blocks[-1].label}, which had joined it, called set_rollback_only()", None)
+            self._doom_by(Doom(f"{self._blocks[-1].label}, which had joined it, called set_rollback_only()", None))
         else:
             self._rollback_only = True
 
@@ -220,10 +233,10 @@ class Transaction:
             transaction = transaction._successor
         return transaction
 
-    def _doom_by(self, reason: str, error: BaseException | None) -> None:
+    def _doom_by(self, doom: Doom) -> None:
         """Make a commit impossible. The first reason stays, but that an error tells more than none."""
-        if self._outcome is None and (self._doom is None or (self._doom.error is None and error is not None)):
-            self._doom = Doom(reason, error)
+        if self._outcome is None and (self._doom is None or (self._doom.error is None and doom.error is not None)):
+            self._doom = doom
 
     def _duration(self) -> float:
         """Seconds since it began."""

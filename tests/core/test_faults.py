@@ -54,11 +54,11 @@ def test_meaning(original: BaseException | None, found: str) -> None:
     """An error is known by its code, wherever its driver keeps it."""
     error = wrapped(original)
 
-    told = [("time", is_out_of_time(error)), ("read", is_read_only(error)), ("end", ends_the_transaction(error))]
+    told = [("time", is_out_of_time(error)), ("read", is_read_only(error)), ("end", ends_the_transaction(error, None))]
 
     assert [name for name, holds in told if holds] == ([found] if found else [])
 
 
 def test_a_lost_connection_ends_the_transaction() -> None:
     """What came before is gone with the connection, whatever the code."""
-    assert ends_the_transaction(wrapped(OSError("gone"), lost=True))
+    assert ends_the_transaction(wrapped(OSError("gone"), lost=True), None)

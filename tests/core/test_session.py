@@ -55,6 +55,18 @@ class Watcher:
         self.errors.append(error)
         return None
 
+    def rolling_back(self, connection: Connection) -> None:
+        self.calls.append("rolling back")
+
+    def connection_wanted(self, bind: Engine | Connection) -> None:
+        """Nothing: any connection will do."""
+
+    def savepoint_begun(self) -> int:
+        return 7
+
+    def savepoint_rolled_back(self, mark: int) -> None:
+        self.calls.append(f"rolled back to {mark}")
+
     def no_connection(self, error: Exception) -> Exception | None:
         self.errors.append(error)
         return None
@@ -120,6 +132,22 @@ def test_doing_it_for_real(engine: Engine, watcher: Watcher) -> None:
 
     assert titles(engine) == ["Emma"]
     assert watcher.calls == ["began", "committed"]
+
+
+def test_a_session_that_has_begun_without_a_connection(engine: Engine, watcher: Watcher) -> None:
+    """A session with something in it, but no connection yet, is watched from its first statement on."""
+    session = Session(engine)
+    session.add(Book(title="Emma"))
+    watched = watch(SessionSource(lambda: session, give_back), watcher)
+    calls = list(watcher.calls)
+
+    session.flush()
+    watched.commit()
+    watched.release()
+
+    assert calls == ["began"]
+    assert watcher.calls == ["began", "began", "committed"]
+    assert titles(engine) == ["Emma"]
 
 
 @pytest.mark.parametrize("given", [None, "session", object()])

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from flask_uow._core.options import Options
-from flask_uow._core.transaction import Joined, Outcome, State, Transaction
+from flask_uow._core.transaction import Doom, Joined, Outcome, State, Transaction
 
 
 def transaction(label: str = "transfer()", parent: Transaction | None = None) -> Transaction:
@@ -61,7 +61,7 @@ def test_states() -> None:
     subject = transaction()
     states = [subject.state]
 
-    subject._doom_by("it was late", None)
+    subject._doom_by(Doom("it was late", None))
     states.append(subject.state)
     subject._outcome = Outcome.ROLLED_BACK
     states.append(subject.state)
@@ -88,8 +88,8 @@ def test_first_doom_stays() -> None:
     subject = transaction()
     error = ValueError()
 
-    subject._doom_by("first", error)
-    subject._doom_by("second", None)
+    subject._doom_by(Doom("first", error))
+    subject._doom_by(Doom("second", None))
 
     assert subject._doom is not None
     assert (subject._doom.reason, subject._doom.error) == ("first", error)
@@ -100,7 +100,7 @@ def test_no_doom_after_the_end() -> None:
     subject = transaction()
     subject._outcome = Outcome.COMMITTED
 
-    subject._doom_by("too late", None)
+    subject._doom_by(Doom("too late", None))
 
     assert subject._doom is None
 

@@ -229,6 +229,44 @@ def test_savepoint_of_ones_own(any_engine: Engine, db: UnitOfWork) -> None:
     assert titles(any_engine) == ["before"]
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_savepoint_of_the_core(any_engine: Engine, db: UnitOfWork, inside: bool) -> None:
+    """So is one of a connection, as third parties make them: its rollback makes everything well."""
+    with db.transaction() as session:
+        session.add(Book(title="before"))
+        session.flush()
+        outer = session.begin_nested() if inside else None
+        with pytest.raises(DBAPIError), session.connection().begin_nested():
+            session.execute(insert(Book).values(title="inside"))
+            session.execute(text("SELECT * FROM missing"))
+        if outer is not None:
+            outer.commit()
+        session.add(Book(title="after"))
+
+    assert titles(any_engine) == ["after", "before"]
+
+
+def test_savepoint_of_the_core_in_which_an_error_was_caught(any_engine: Engine, db: UnitOfWork) -> None:
+    """Such a savepoint cannot be released after an error that was caught in it."""
+    with pytest.raises(TransactionDoomedError), db.transaction() as session, session.connection().begin_nested():
+        session.execute(insert(Book).values(title="lost"))
+        fail_in(session)
+
+    assert titles(any_engine) == []
+
+
+def test_error_before_a_savepoint_of_the_core(any_engine: Engine, db: UnitOfWork) -> None:
+    """A savepoint of a connection heals nothing that went wrong before it."""
+    with pytest.raises(UnexpectedRollbackError), db.transaction() as session:
+        session.execute(insert(Book).values(title="lost"))
+        connection = session.connection()
+        fail_in(session)
+        with pytest.raises(TransactionDoomedError):
+            connection.begin_nested()
+
+    assert titles(any_engine) == []
+
+
 def test_no_savepoint_in_a_doomed_transaction(db: UnitOfWork) -> None:
     """A savepoint is not even begun after an error that was caught."""
     with pytest.raises(UnexpectedRollbackError), db.transaction() as session:
@@ -588,7 +626,7 @@ def test_autocommit_is_refused(any_engine: Engine, spelling: int) -> None:
     db = UnitOfWork(sessionmaker(engine))
 
     with (
-        pytest.raises(ConfigurationError, match=r"isolation_level of Engine\(.* is AUTOCOMMIT"),
+        pytest.raises(ConfigurationError, match=r"isolation_level of a connection of Engine\(.* is AUTOCOMMIT"),
         db.transaction() as session,
     ):
         session.add(Book(title="lost"))
