@@ -120,7 +120,8 @@ def current_slot() -> Slot:
     if context is None:
         raise NoScopeError(
             "The session",
-            "no Flask context is active. Push one with 'with app.app_context():', or use 'with uow.transaction():'.",
+            "no Flask context is active. Push one with 'with app.app_context():', or use 'with uow.transaction():'. A "
+            "streamed body has one within stream_with_context().",
         )
     if not _is_pushed(context):
         raise NoScopeError(

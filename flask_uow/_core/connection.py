@@ -11,7 +11,7 @@ from functools import cache
 from math import ceil, inf
 from time import monotonic
 from typing import Any, Final, Protocol
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection, Dialect, Engine, event
 from sqlalchemy.engine import ExceptionContext
@@ -47,7 +47,7 @@ class Supervisor(Protocol):
         """Return how many seconds the next statement has, or None for no limit; raise if it may not be sent."""
         ...
 
-    def statement_failed(self, error: DBAPIError, connection: Connection | None) -> Exception | None:
+    def statement_failed(self, error: DBAPIError, connection: Connection) -> Exception | None:
         """Learn that the database refused something, and return a better error to raise, if there is one."""
         ...
 
@@ -70,7 +70,6 @@ class Demands:
     read_only: bool
 
 
-_WATCH: Final = "_flask_uow_watch"
 _PUT_BACK: Final = "flask_uow.put_back"
 
 # event.contains() goes by id(), and takes a new pool at an old address for one that is listened to.
@@ -81,7 +80,7 @@ _ALWAYS_SENT: Final = ("ROLLBACK", "XA END", "XA ROLLBACK")
 
 
 class _Watch:
-    """What is known of one connection while a session uses it. It is kept in the connection's own ``__dict__``."""
+    """What is known of one connection while a session uses it."""
 
     __slots__ = ("_attended", "_busy", "_limit", "_manage_limit", "supervised", "supervisor", "written")
 
@@ -126,9 +125,8 @@ class _Watch:
             self._busy = False
 
 
-def _watch_of(connection: Connection) -> _Watch:
-    watch: _Watch = vars(connection)[_WATCH]
-    return watch
+_watches: WeakKeyDictionary[Connection, _Watch] = WeakKeyDictionary()
+"""By connection, which is not to hold them: one that has listeners of its own is a cycle of SQLAlchemy's."""
 
 
 def take(connection: Connection, supervisor: Supervisor, demands: Demands | None, *, bound: bool) -> None:
@@ -144,7 +142,7 @@ def take(connection: Connection, supervisor: Supervisor, demands: Demands | None
     Raises:
         ConfigurationError: It commits each statement by itself, and a transaction is demanded.
     """
-    watch = vars(connection)[_WATCH] = _Watch(supervisor, supervised=demands is not None, manage_limit=not bound)
+    watch = _watches[connection] = _Watch(supervisor, supervised=demands is not None, manage_limit=not bound)
     if demands is None or supervisor.restricted:
         watch.attend(connection)
     begin_at_once(connection)
@@ -156,7 +154,7 @@ def take(connection: Connection, supervisor: Supervisor, demands: Demands | None
 
 def adopt(connection: Connection, supervisor: Supervisor, *, bound: bool) -> None:
     """Watch a connection that a session had begun on before it was watched; what was sent over it is not known."""
-    watch = vars(connection)[_WATCH] = _Watch(supervisor, supervised=False, manage_limit=not bound)
+    watch = _watches[connection] = _Watch(supervisor, supervised=False, manage_limit=not bound)
     watch.written = True
     watch.attend(connection)
     begin_at_once(connection)
@@ -164,17 +162,17 @@ def adopt(connection: Connection, supervisor: Supervisor, *, bound: bool) -> Non
 
 def attend(connection: Connection) -> None:
     """Ask the supervisor of a connection that is watched before each statement, from now on."""
-    _watch_of(connection).attend(connection)
+    _watches[connection].attend(connection)
 
 
 def begun(connection: Connection) -> None:
     """Forget what listeners to the beginning have sent: they send it again when the session begins anew."""
-    _watch_of(connection).written = False
+    _watches[connection].written = False
 
 
 def relax(connection: Connection, seconds: float | None) -> None:
     """Let the server know that a block that had less time is over."""
-    _watch_of(connection).give(connection, seconds)
+    _watches[connection].give(connection, seconds)
 
 
 def refuse_autocommit(connection: Connection) -> None:
@@ -230,7 +228,7 @@ def has_written(connection: Connection) -> bool:
     PostgreSQL is asked as well, for a query can call functions that write: its transaction has an id then. See
     "Transaction ID and Snapshot Information Functions" in its documentation.
     """
-    if _watch_of(connection).written:
+    if _watches[connection].written:
         return True
     if connection.dialect.name != "postgresql":
         return False
@@ -381,19 +379,20 @@ def listen_to_errors() -> None:
 
 
 def _before_statement(connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
-    _watch_of(connection).before(connection, statement)
+    _watches[connection].before(connection, statement)
 
 
 def _handle_error(context: ExceptionContext) -> Exception | None:
     error = context.sqlalchemy_exception
-    watch: _Watch | None = None if context.connection is None else vars(context.connection).get(_WATCH)
-    if watch is None or not isinstance(error, DBAPIError):
+    connection = context.connection
+    watch = None if connection is None else _watches.get(connection)
+    if connection is None or watch is None or not isinstance(error, DBAPIError):
         return None
 
     if (context.statement or "").startswith("ROLLBACK TO SAVEPOINT"):
         watch.supervisor.savepoint_lost(error)
         return None
-    return watch.supervisor.statement_failed(error, context.connection)
+    return watch.supervisor.statement_failed(error, connection)
 
 
 # Time

@@ -50,15 +50,17 @@ def is_read_only(error: DBAPIError) -> bool:
     return not _READ_ONLY.isdisjoint(_codes(error))
 
 
-def ends_the_transaction(error: DBAPIError, connection: Connection | None) -> bool:
+def ends_the_transaction(error: DBAPIError, connection: Connection) -> bool:
     """Whether the database has rolled back the whole transaction, so that what follows would be a second half.
 
     SQLite can, for example at ON CONFLICT ROLLBACK, and its driver knows. PostgreSQL does not begin a second half.
     """
-    driver = None if connection is None or connection.invalidated else connection.connection.driver_connection
+    if error.connection_invalidated or connection.invalidated:
+        return True
+    driver = connection.connection.driver_connection
     if isinstance(driver, sqlite3.Connection) and not driver.in_transaction:
         return True
-    return error.connection_invalidated or not _ENDS_THE_TRANSACTION.isdisjoint(_codes(error))
+    return not _ENDS_THE_TRANSACTION.isdisjoint(_codes(error))
 
 
 def _codes(error: DBAPIError) -> Iterator[Code]:

@@ -103,9 +103,12 @@ class Scope(Stack):
             try:
                 self._made_fit(self._stack[0])
             except BaseException:
-                # It is not touched, and goes back to where it came from.
-                self._watched.unwatch()
-                self._watched = None
+                watched, self._watched = self._watched, None
+                # What a registry has is others' as well, and stays as it is.
+                if self._runtime.source.is_registry:
+                    watched.unwatch()
+                else:
+                    watched.release()
                 raise
 
     # One scope in the place of another
@@ -374,18 +377,17 @@ class Scope(Stack):
             )
         return None
 
-    def statement_failed(self, error: DBAPIError, connection: Connection | None) -> Exception | None:
+    def statement_failed(self, error: DBAPIError, connection: Connection) -> Exception | None:
         """Doom the innermost transaction; inside a savepoint of the user's own, that savepoint alone."""
         if not self._stack or self._watched is None:
             return None
         better = self._better(error)
         if self._runtime.strict or better is not None or ends_the_transaction(error, connection):
-            within = None if connection is None else self._watched.own_savepoint_of(connection)
             first = better or error
+            within = self._watched.own_savepoint_of(connection)
             self._failed(f"the database refused a statement ({brief(first)})", first, within)
-        elif connection is not None:
-            suspects = self._stack[0]._suspects = self._stack[0]._suspects or {}
-            suspects.setdefault(connection, error)
+        else:
+            self._stack[0]._suspects = {connection: error, **(self._stack[0]._suspects or {})}
         return better
 
     def _better(self, error: DBAPIError) -> Exception | None:

@@ -160,8 +160,8 @@ class Stack:
             raise IncompatibleTransactionError(
                 transaction._label,
                 option,
-                "its session has begun already, with changes that nobody has committed. Commit or roll them back "
-                "first, put them into the block, or use Propagation.REQUIRES_NEW.",
+                "its session has begun already, with changes that nobody has committed, or before flask_uow knew of "
+                "it. Commit or roll back first, put the changes into the block, or use Propagation.REQUIRES_NEW.",
             )
         watched.rollback()
 

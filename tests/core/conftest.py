@@ -95,6 +95,7 @@ def make_runtime(
     judge: Judge = no_opinion,
     manual_commit: ManualCommit = "error",
     hook_errors: HookErrors = "raise",
+    strict: bool = True,
 ) -> Runtime:
     return Runtime(
         source_of(source) if isinstance(source, Engine) else source,
@@ -102,6 +103,7 @@ def make_runtime(
         judge,
         manual_commit,
         lambda: hook_errors,
+        strict=strict,
     )
 
 

@@ -5,6 +5,7 @@ import sqlite3
 import psycopg.errors
 import pymysql
 import pytest
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from flask_uow._core.faults import ends_the_transaction, is_out_of_time, is_read_only
@@ -50,15 +51,27 @@ def wrapped(original: BaseException | None, *, lost: bool = False) -> DBAPIError
         (None, ""),
     ],
 )
-def test_meaning(original: BaseException | None, found: str) -> None:
+def test_meaning(engine: Engine, original: BaseException | None, found: str) -> None:
     """An error is known by its code, wherever its driver keeps it."""
     error = wrapped(original)
 
-    told = [("time", is_out_of_time(error)), ("read", is_read_only(error)), ("end", ends_the_transaction(error, None))]
+    with engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN")
+        ends = ends_the_transaction(error, connection)
+    told = [("time", is_out_of_time(error)), ("read", is_read_only(error)), ("end", ends)]
 
     assert [name for name, holds in told if holds] == ([found] if found else [])
 
 
-def test_a_lost_connection_ends_the_transaction() -> None:
+def test_a_lost_connection_ends_the_transaction(engine: Engine) -> None:
     """What came before is gone with the connection, whatever the code."""
-    assert ends_the_transaction(wrapped(OSError("gone"), lost=True), None)
+    with engine.connect() as connection:
+        assert ends_the_transaction(wrapped(OSError("gone"), lost=True), connection)
+        connection.invalidate()
+        assert ends_the_transaction(wrapped(ValueError()), connection)
+
+
+def test_sqlite_knows_by_itself(engine: Engine) -> None:
+    """SQLite's driver knows whether it is in a transaction still."""
+    with engine.connect() as connection:
+        assert ends_the_transaction(wrapped(of_sqlite(sqlite3.SQLITE_CONSTRAINT_UNIQUE)), connection)

@@ -51,7 +51,7 @@ class Watcher:
     def savepoint_lost(self, error: BaseException) -> None:
         self.errors.append(error)
 
-    def statement_failed(self, error: DBAPIError, connection: Connection | None) -> Exception | None:
+    def statement_failed(self, error: DBAPIError, connection: Connection) -> Exception | None:
         self.errors.append(error)
         return None
 

@@ -1,0 +1,596 @@
+"""What reviews found to lose work, or to tell of kept work that was lost, in blocks; on the databases it was on."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.sessions import SessionInterface
+from sqlalchemy import Engine, create_engine, event, func, insert, select, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.pool import StaticPool
+
+from flask_uow import (
+    ConfigurationError,
+    IncompatibleTransactionError,
+    Propagation,
+    TransactionTimeoutError,
+    UnexpectedRollbackError,
+    UnitOfWork,
+    transactional,
+)
+from tests.conftest import Book, Loan, count, titles
+
+REQUIRES_NEW, NOT_SUPPORTED = Propagation.REQUIRES_NEW, Propagation.NOT_SUPPORTED
+DEMANDS: list[dict[str, Any]] = [{"isolation_level": "SERIALIZABLE"}, {"read_only": True}]
+
+
+@pytest.fixture
+def db(any_engine: Engine) -> UnitOfWork:
+    return UnitOfWork(sessionmaker(any_engine))
+
+
+def fail_in(session: Session) -> None:
+    with suppress(DBAPIError):
+        session.execute(text("SELECT * FROM missing"))
+
+
+# Sessions that had begun before their transaction
+
+
+@pytest.mark.parametrize("demands", DEMANDS)
+def test_work_of_a_registry_from_before(any_engine: Engine, demands: dict[str, Any]) -> None:
+    """What a thread's session holds from before a block is neither committed by a setting nor thrown away."""
+    registry = scoped_session(sessionmaker(any_engine))
+    db = UnitOfWork(registry)
+    registry.add(Book(title="by hand"))
+    registry.flush()
+
+    with pytest.raises(IncompatibleTransactionError, match="before flask_uow knew of it"), db.transaction(**demands):
+        pytest.fail("the body ran")
+    during = count(any_engine) if any_engine.dialect.name != "sqlite" else 0
+    registry.commit()
+    registry.remove()
+
+    assert during == 0
+    assert titles(any_engine) == ["by hand"]
+
+
+def test_factory_that_begins(any_engine: Engine) -> None:
+    """A factory that sends a statement is no obstacle to an ordinary block."""
+
+    def open_session() -> Session:
+        session = Session(any_engine)
+        session.execute(text("SELECT 1"))
+        return session
+
+    db = UnitOfWork(open_session)
+
+    with db.transaction() as session:
+        session.add(Book(title="kept"))
+    with pytest.raises(LookupError), db.transaction() as session:
+        session.add(Book(title="lost"))
+        session.flush()
+        raise LookupError
+    with pytest.raises(IncompatibleTransactionError), db.transaction(isolation_level="SERIALIZABLE"):
+        pytest.fail("the body ran")
+
+    assert titles(any_engine) == ["kept"]
+
+
+@pytest.mark.parametrize("demands", DEMANDS)
+def test_session_interface_that_reads(any_engine: Engine, db: UnitOfWork, app: Flask, demands: dict[str, Any]) -> None:
+    """What reads before Flask dispatches, as sessions kept on the server do, does not take a view's options away."""
+
+    class Interface(SessionInterface):
+        def open_session(self, app: Flask, request: object) -> None:
+            db.session.scalars(select(Book)).all()
+
+    app.session_interface = Interface()
+    db.init_app(app)
+    seen: list[object] = []
+
+    @app.post("/")
+    @transactional(**demands)
+    def view() -> str:
+        seen.append(db.session.connection().get_isolation_level())
+        db.session.execute(text("INSERT INTO book (title) VALUES ('lost')"))
+        return "stored"
+
+    answer = app.test_client().post("/")
+
+    if "read_only" in demands:
+        assert answer.status_code == 500
+        assert titles(any_engine) == []
+    else:
+        assert seen == ["SERIALIZABLE"]
+        assert titles(any_engine) == ["lost"]
+
+
+def test_autocommit_engine_that_was_used_before(any_engine: Engine, app: Flask) -> None:
+    """An engine that commits by itself is refused when the block begins, too, and not at its next connection."""
+    engine = create_engine(any_engine.url, isolation_level="AUTOCOMMIT")
+    db = UnitOfWork(sessionmaker(engine), app)
+
+    with app.app_context():
+        db.session.scalars(select(Book)).all()
+        with pytest.raises(ConfigurationError, match="is AUTOCOMMIT"), db.transaction():
+            pytest.fail("the body ran")
+
+    assert count(any_engine) == 0
+    engine.dispose()
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_autocommit_that_is_caught(any_engine: Engine, strict: bool) -> None:
+    """A refused connection is not used by the next statement, strict or not."""
+    engine = create_engine(any_engine.url, isolation_level="AUTOCOMMIT")
+    db = UnitOfWork(sessionmaker(engine), strict=strict)
+
+    with pytest.raises(UnexpectedRollbackError, match="there was no connection for it"), db.transaction() as session:
+        for title in ("first", "second"):
+            with pytest.raises(Exception, match="AUTOCOMMIT"):
+                session.execute(insert(Book).values(title=title))
+
+    assert titles(any_engine) == []
+    engine.dispose()
+
+
+def test_functions_that_write_in_a_query(postgresql: Engine, app: Flask) -> None:
+    """A query that calls a function that writes is a change, and is not thrown away for a block."""
+    with postgresql.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION put() RETURNS int LANGUAGE sql AS "
+            "$$ INSERT INTO book (title) VALUES ('by a function') RETURNING id $$"
+        )
+    db = UnitOfWork(sessionmaker(postgresql), app)
+
+    with app.app_context():
+        db.session.execute(select(func.put()))
+        with pytest.raises(IncompatibleTransactionError), db.transaction(isolation_level="SERIALIZABLE"):
+            pytest.fail("the body ran")
+        db.session.commit()
+
+    assert titles(postgresql) == ["by a function"]
+    with postgresql.begin() as connection:
+        connection.exec_driver_sql("DROP FUNCTION put")
+
+
+def test_given_up_before_a_block(postgresql: Engine, app: Flask) -> None:
+    """A transaction that PostgreSQL has given up holds nothing that could be lost, and a block begins anew."""
+    db = UnitOfWork(sessionmaker(postgresql), app)
+
+    with app.app_context():
+        fail_in(db.session)
+        with db.transaction(isolation_level="SERIALIZABLE") as session:
+            session.add(Book(title="kept"))
+
+    assert titles(postgresql) == ["kept"]
+
+
+def test_listeners_to_the_beginning(any_engine: Engine, app: Flask) -> None:
+    """What a listener sends whenever a session begins, such as a tenant's setting, is no change of the user's."""
+    factory = sessionmaker(any_engine)
+
+    @event.listens_for(factory, "after_begin")
+    def _set_tenant(_session: Session, _transaction: object, connection: Any) -> None:
+        if any_engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL work_mem = '5MB'")
+
+    db = UnitOfWork(factory, app)
+
+    with app.app_context():
+        db.session.scalars(select(Book)).all()
+        with db.transaction(isolation_level="SERIALIZABLE") as session:
+            session.add(Book(title="kept"))
+
+    assert titles(any_engine) == ["kept"]
+
+
+# Errors that were not seen
+
+
+def test_error_that_a_listener_has_replaced(any_engine: Engine, db: UnitOfWork) -> None:
+    """A listener of the user's that raises an error of its own does not hide the database's."""
+
+    class OwnError(Exception):
+        """What an app makes of the database's errors."""
+
+    def replace(context: Any) -> None:
+        raise OwnError from context.original_exception
+
+    event.listen(any_engine, "handle_error", replace)
+    try:
+        with pytest.raises(UnexpectedRollbackError), db.transaction() as session:
+            session.add(Book(title="lost"))
+            session.flush()
+            with pytest.raises(OwnError):
+                session.execute(text("SELECT * FROM missing"))
+    finally:
+        event.remove(any_engine, "handle_error", replace)
+
+    assert titles(any_engine) == []
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_error_past_sqlalchemy(postgresql: Engine, strict: bool) -> None:
+    """An error in the driver's own cursor, as with COPY, is seen at the latest at COMMIT."""
+    db = UnitOfWork(sessionmaker(postgresql), strict=strict)
+
+    with pytest.raises(UnexpectedRollbackError, match="where flask_uow did not see it"), db.transaction() as session:
+        session.add(Book(title="lost"))
+        session.flush()
+        cursor = session.connection().connection.cursor()
+        with suppress(Exception):
+            cursor.execute("SELECT * FROM missing")
+        db.on_commit(pytest.fail, "nothing was committed")
+
+    assert titles(postgresql) == []
+
+
+def test_not_strict_and_rolled_back_by_sqlite(engine: Engine) -> None:
+    """SQLite can end the whole transaction at an error; what follows is a second half, and not stored."""
+    db = UnitOfWork(sessionmaker(engine), strict=False)
+
+    with pytest.raises(UnexpectedRollbackError), db.transaction() as session:
+        session.execute(text("INSERT INTO book (id, title) VALUES (1, 'first')"))
+        with pytest.raises(IntegrityError):
+            session.execute(text("INSERT OR ROLLBACK INTO book (id, title) VALUES (1, 'again')"))
+        with suppress(SQLAlchemyError):
+            session.execute(text("INSERT INTO book (id, title) VALUES (2, 'second')"))
+
+    assert titles(engine) == []
+
+
+def test_not_strict_with_two_engines(postgresql: Engine, engine: Engine) -> None:
+    """Each database is asked for itself whether it has given up."""
+    other = create_engine(postgresql.url)
+    db = UnitOfWork(sessionmaker(binds={Book: postgresql, Loan: other}), strict=False)
+
+    def missing(session: Session, model: type[object]) -> None:
+        session.execute(text("SELECT * FROM missing"), bind_arguments={"mapper": model})
+
+    with pytest.raises(UnexpectedRollbackError), db.transaction() as session:
+        session.add(Book(title="lost"))
+        session.flush()
+        with pytest.raises(DBAPIError), session.connection({"mapper": Book}).begin_nested():
+            missing(session, Book)
+        with pytest.raises(DBAPIError):
+            missing(session, Loan)
+
+    assert titles(postgresql) == []
+    other.dispose()
+    assert engine is not other
+
+
+# Suspension
+
+
+@pytest.mark.parametrize("mode", [REQUIRES_NEW, NOT_SUPPORTED])
+def test_stream_that_yields_inside_a_block(db: UnitOfWork, any_engine: Engine, app: Flask, mode: Propagation) -> None:
+    """What is suspended inside a stream stays so from one item to the next."""
+    db.init_app(app)
+
+    @db.stream
+    def body() -> Iterator[str]:
+        with db.transaction(propagation=mode) as session:
+            for title in ("first", "second"):
+                assert db.session is session
+                session.add(Book(title=title))
+                session.flush()
+                yield title
+            if mode is NOT_SUPPORTED:
+                session.commit()
+
+    with app.app_context():
+        assert list(body()) == ["first", "second"]
+
+    assert titles(any_engine) == ["first", "second"]
+
+
+def test_tasks_suspend_by_themselves(any_engine: Engine, app: Flask) -> None:
+    """A task that suspends does so for itself; another of the same view is in the view's transaction all the while."""
+    db = UnitOfWork(sessionmaker(any_engine), app)
+    app.config["PROPAGATE_EXCEPTIONS"] = False
+
+    @app.post("/")
+    @transactional
+    async def view() -> str:
+        suspended, written = asyncio.Event(), asyncio.Event()
+        outer = db.session
+
+        async def audit() -> None:
+            with db.transaction(propagation=REQUIRES_NEW) as session:
+                suspended.set()
+                await written.wait()
+                assert db.session is session
+                session.add(Book(title="audit"))
+
+        async def work() -> None:
+            await suspended.wait()
+            assert db.session is outer
+            db.session.add(Book(title="lost"))
+            written.set()
+
+        await asyncio.gather(audit(), work())
+        raise LookupError
+
+    assert app.test_client().post("/").status_code == 500
+    assert titles(any_engine) == ["audit"]
+
+
+def test_many_tasks_that_suspend(any_engine: Engine, db: UnitOfWork) -> None:
+    """Several tasks in one block can each have a transaction of their own."""
+
+    async def store(number: int) -> None:
+        with db.transaction(propagation=REQUIRES_NEW) as session:
+            await asyncio.sleep(0)
+            assert db.session is session
+            session.add(Book(title=str(number)))
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        with db.transaction() as outer:
+            await asyncio.gather(*(store(number) for number in range(3)))
+            assert db.session is outer
+
+    asyncio.run(main())
+
+    assert titles(any_engine) == ["0", "1", "2"]
+
+
+def test_engine_that_is_shared_and_not_used_yet(engine: Engine) -> None:
+    """A suspending block does not get the one connection of an engine that the suspended session may use still."""
+    memory = create_engine("sqlite://", poolclass=StaticPool)
+    Book.metadata.create_all(memory)
+    db = UnitOfWork(sessionmaker(binds={Loan: engine, Book: memory}))
+
+    with db.transaction() as outer:
+        with (
+            pytest.raises(ConfigurationError, match="is a StaticPool, which has one connection"),
+            db.transaction(propagation=REQUIRES_NEW) as inner,
+        ):
+            inner.add(Book(title="inner"))
+            inner.flush()
+        outer.add(Book(title="outer"))
+
+    assert titles(memory) == ["outer"]
+    memory.dispose()
+
+
+# Savepoints of the user's own
+
+
+def test_joined_block_in_a_savepoint_of_ones_own(any_engine: Engine, db: UnitOfWork) -> None:
+    """What fails in a joined block inside session.begin_nested() goes with that savepoint."""
+    with db.transaction() as session:
+        session.add(Book(title="before"))
+        with pytest.raises(LookupError), session.begin_nested(), db.transaction():
+            session.add(Book(title="inside"))
+            raise LookupError
+        session.add(Book(title="after"))
+
+    assert titles(any_engine) == ["after", "before"]
+
+
+def test_joined_block_that_is_caught_in_a_savepoint_of_ones_own(any_engine: Engine, db: UnitOfWork) -> None:
+    """Such a savepoint cannot be released with half of the block in it."""
+    with db.transaction() as session:
+        session.add(Book(title="before"))
+        with pytest.raises(UnexpectedRollbackError), session.begin_nested():  # noqa: SIM117
+            with pytest.raises(LookupError), db.transaction():
+                session.add(Book(title="half"))
+                session.flush()
+                raise LookupError
+        session.add(Book(title="after"))
+
+    assert titles(any_engine) == ["after", "before"]
+
+
+def test_savepoint_that_a_joined_block_left_behind(any_engine: Engine, db: UnitOfWork) -> None:
+    """A savepoint that was begun inside the joined block that failed does not make the rest whole."""
+    with pytest.raises(UnexpectedRollbackError), db.transaction() as session:
+        session.add(Book(title="lost"))
+        with pytest.raises(LookupError), db.transaction():
+            session.begin_nested()
+            raise LookupError
+
+    assert titles(any_engine) == []
+
+
+def test_hooks_of_a_savepoint_of_ones_own(any_engine: Engine, db: UnitOfWork) -> None:
+    """Hooks that were registered inside session.begin_nested() go with its work."""
+    ran: list[object] = []
+    error = LookupError()
+
+    with db.transaction() as session:
+        db.on_commit(ran.append, "before")
+        with pytest.raises(LookupError), session.begin_nested():
+            db.on_commit(ran.append, "inside")
+            db.on_rollback(ran.append)
+            raise error
+        with session.begin_nested():
+            session.add(Book(title="kept"))
+            db.on_commit(ran.append, "released")
+        by_hand = session.begin_nested()
+        db.on_commit(ran.append, "by hand")
+        by_hand.rollback()
+        assert ran == [error]
+
+    assert ran == [error, "before", "released"]
+    assert titles(any_engine) == ["kept"]
+
+
+# Time
+
+
+def test_last_flush_counts(any_engine: Engine, db: UnitOfWork) -> None:
+    """The time that the last flush takes is a part of the block's, although nothing is left to send after it."""
+
+    def slow(session: Session, _context: object) -> None:
+        end = session.connection().info.setdefault("until", [])
+        while not end:
+            end.extend([0] * 1)
+            sum(range(3_000_000))
+
+    event.listen(Session, "after_flush", slow)
+    try:
+        with pytest.raises(TransactionTimeoutError), db.transaction(timeout=0.01) as session:
+            session.add(Book(title="lost"))
+    finally:
+        event.remove(Session, "after_flush", slow)
+
+    assert titles(any_engine) == []
+
+
+def test_open_result_after_a_block_with_less_time(any_engine: Engine, db: UnitOfWork) -> None:
+    """A result that was opened before a block with little time can be read after it."""
+    with Session(any_engine) as session, session.begin():
+        session.add_all([Book(title=str(number)) for number in range(50)])
+
+    with db.transaction() as session:
+        result = session.execute(select(Book.title), execution_options={"stream_results": True, "yield_per": 1})
+        first = next(result)
+        with db.transaction(timeout=0.05):
+            pass
+        sum(range(3_000_000))
+        rest = result.all()
+
+    assert len([first, *rest]) == 50
+
+
+@pytest.mark.parametrize("timeout", [86_400.0 * 400, 1e12])
+def test_very_long(any_engine: Engine, db: UnitOfWork, timeout: float) -> None:
+    """A timeout that is longer than the server's longest is the server's longest."""
+    with db.transaction(timeout=timeout) as session:
+        session.add(Book(title="kept"))
+
+    assert titles(any_engine) == ["kept"]
+
+
+def test_timeout_and_the_level_by_hand(postgresql: Engine) -> None:
+    """A timeout is no query: the user's own SET TRANSACTION is still the first."""
+    db = UnitOfWork(sessionmaker(postgresql))
+
+    with db.transaction(timeout=60) as session:
+        session.execute(text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
+        level = session.scalar(text("SHOW transaction_isolation"))
+
+    assert level == "serializable"
+
+
+# Read-only
+
+
+def test_ddl_in_a_read_only_transaction(mariadb: Engine) -> None:
+    """On MariaDB DDL ends a transaction, and must not let the next statement write."""
+    db = UnitOfWork(sessionmaker(mariadb))
+
+    with pytest.raises(Exception, match="read-only"), db.transaction(read_only=True) as session:
+        with suppress(Exception):
+            session.connection().connection.cursor().execute("CREATE TABLE sneaky (a INT)")
+        session.execute(text("INSERT INTO book (title) VALUES ('lost')"))
+
+    assert titles(mariadb) == []
+
+
+@pytest.mark.parametrize("default", ["READ ONLY", "READ WRITE"])
+def test_session_default_of_the_users(mariadb: Engine, default: str) -> None:
+    """Whoever has made the server's session read-only has it so afterwards."""
+    engine = create_engine(mariadb.url, pool_size=1, max_overflow=0)
+
+    @event.listens_for(engine, "connect")
+    def _set(connection: Any, _record: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"SET SESSION TRANSACTION {default}")
+        cursor.close()
+
+    with UnitOfWork(sessionmaker(engine)).transaction(read_only=True) as session:
+        session.scalars(select(Book)).all()
+    with engine.connect() as connection:
+        after = connection.exec_driver_sql("SELECT @@tx_read_only").scalar()
+    engine.dispose()
+
+    assert after == (default == "READ ONLY")
+
+
+def test_connection_options_do_not_undo_a_blocks(postgresql: Engine) -> None:
+    """What a block demands is not undone by who is first to ask for a connection in it."""
+    db = UnitOfWork(sessionmaker(postgresql))
+
+    with db.transaction(read_only=True, isolation_level="SERIALIZABLE") as session:
+        connection = session.connection(
+            execution_options={"postgresql_readonly": False, "isolation_level": "READ COMMITTED"}
+        )
+        shown = [connection.exec_driver_sql(f"SHOW transaction_{name}").scalar() for name in ("read_only", "isolation")]
+
+    assert shown == ["on", "serializable"]
+
+
+def test_default_level_and_bound_sessions(engine: Engine) -> None:
+    """The setting does not stand in the way of a test that binds its sessions to a Connection."""
+    with engine.connect() as connection:
+        outer = connection.begin()
+        factory = sessionmaker(connection, join_transaction_mode="create_savepoint")
+        db = UnitOfWork(factory, isolation_level="SERIALIZABLE")
+
+        with db.transaction() as session:
+            session.add(Book(title="seen by the test alone"))
+        outer.rollback()
+
+    assert titles(engine) == []
+
+
+# Two phases
+
+
+def test_two_phases_of_mariadb_that_fail(mariadb: Engine) -> None:
+    """A failing flush at the commit is its own error in two-phase transactions, and the connection is kept."""
+    db = UnitOfWork(sessionmaker(mariadb, twophase=True))
+    with db.transaction() as session:
+        session.add(Book(id=1, title="there"))
+
+    with pytest.raises(IntegrityError), db.transaction() as session:
+        session.add(Book(id=1, title="again"))
+    with pytest.raises(IntegrityError), db.transaction() as session:
+        session.execute(insert(Book).values(id=1, title="again"))
+
+    assert titles(mariadb) == ["there"]
+
+
+# Memory
+
+
+def test_no_cycles_of_ours(engine: Engine) -> None:
+    """A transaction that ends in an error of ours leaves nothing for the garbage collector."""
+    db = UnitOfWork(sessionmaker(engine))
+
+    def late() -> None:
+        with suppress(TransactionTimeoutError), db.transaction(timeout=1e-9) as session:
+            session.add(Book(title="late"))
+
+    def caught() -> None:
+        with suppress(UnexpectedRollbackError), db.transaction() as session:
+            fail_in(session)
+
+    for work in (late, caught):
+        work()
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(3):
+                work()
+            gc.collect()
+            ours = {type(each).__name__ for each in gc.garbage if type(each).__module__.startswith("flask_uow")}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+
+        # A UnitOfWork of another test may be among it; that one is made once.
+        assert ours - {"UnitOfWork", "Publisher", "Runtime", "SessionSource", "Settings"} == set()
