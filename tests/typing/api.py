@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from typing import assert_type
 
 from flask import Blueprint, Flask
@@ -87,6 +87,31 @@ def bare_method(title: str, *, price: int = 0) -> list[str]:
 @uow.transactional(propagation=Propagation.MANDATORY)
 def called_method(title: str, *, price: int = 0) -> list[str]:
     return [title] * price
+
+
+@transactional(isolation_level="SERIALIZABLE", read_only=True, timeout=2.5, propagation=Propagation.REQUIRES_NEW)
+def demanding(title: str, *, price: int = 0) -> list[str]:
+    return [title] * price
+
+
+@uow.stream
+def streamed(title: str, *, price: int = 0) -> Iterator[bytes]:
+    yield title.encode() * price
+
+
+@uow.stream(read_only=True, timeout=60, name="export")
+def streamed_with_options(title: str) -> Generator[str, None, None]:
+    yield title
+
+
+assert_type(demanding("Emma", price=1), list[str])
+assert_type(next(streamed("Emma", price=1)), bytes)
+assert_type(list(streamed_with_options("Emma")), list[str])
+streamed("Emma").close()
+streamed(7)  # type: ignore[arg-type]
+uow.transaction(timeout="5")  # type: ignore[arg-type]
+uow.transaction(isolation_level=3)  # type: ignore[arg-type]
+uow.stream(propagation=Propagation.NESTED)  # type: ignore[call-overload]
 
 
 @uow.exempt
