@@ -424,5 +424,4 @@ def test_private_parts_of_sqlalchemy(engine: Engine) -> None:
         assert from_pool is True
         assert in_block is begun
     assert session._close_state.name == "CLOSED"
-    assert engine.execution_options(stream_results=True)._proxied is engine
     assert create_engine("sqlite://", isolation_level="AUTOCOMMIT").dialect._on_connect_isolation_level == "AUTOCOMMIT"
