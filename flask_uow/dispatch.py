@@ -15,9 +15,9 @@ from flask import Flask, Response
 from werkzeug.exceptions import HTTPException, InternalServerError
 
 from flask_uow._core.policy import Decision, on_error, on_status
+from flask_uow._core.runtime import HookErrors, Plan, Runtime
 from flask_uow._core.scope import Scope
 from flask_uow._core.session import SessionSource
-from flask_uow._core.stack import HookErrors, Plan, Runtime
 from flask_uow.context import (
     AFTER_VIEW,
     BEFORE_VIEW,

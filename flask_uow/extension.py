@@ -14,8 +14,8 @@ from flask_uow._core.hooks import Moment
 from flask_uow._core.options import Options, StreamOptions, TransactionalOptions, TransactionOptions, check_options
 from flask_uow._core.policy import no_opinion
 from flask_uow._core.propagation import Propagation
+from flask_uow._core.runtime import Runtime
 from flask_uow._core.scope import Scope
-from flask_uow._core.stack import Runtime
 from flask_uow._core.stream import Stream
 from flask_uow._core.transaction import Transaction
 from flask_uow.adapters import Sessions, session_source

@@ -11,7 +11,7 @@ from flask import Blueprint, Flask, Request
 
 from flask_uow._core.options import CommitIf, Options
 from flask_uow._core.propagation import can_begin
-from flask_uow._core.stack import Plan
+from flask_uow._core.runtime import Plan
 from flask_uow.settings import DEFAULT_NAME, Settings
 
 __all__ = ["Policy", "RequestPlan", "add_policy", "exempt", "plan_request"]

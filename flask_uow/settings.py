@@ -20,7 +20,7 @@ from flask_uow._core.options import (
     level_name,
     unknown_name,
 )
-from flask_uow._core.stack import HookErrors
+from flask_uow._core.runtime import HookErrors
 from flask_uow.errors import ConfigurationError
 
 __all__ = ["Settings", "check_name"]

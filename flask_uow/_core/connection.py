@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from math import ceil, inf
-from time import monotonic
 from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Dialect, Engine, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
+from flask_uow._core.limits import Limit, limit_of
+from flask_uow._core.pool import put_back_later, send
 from flask_uow.errors import ConfigurationError, IncompatibleTransactionError
 
 __all__ = [
@@ -70,11 +68,6 @@ class Demands:
     read_only: bool
 
 
-_PUT_BACK: Final = "flask_uow.put_back"
-
-# event.contains() goes by id(), and takes a new pool at an old address for one that is listened to.
-_pools_listened_to: WeakSet[Pool] = WeakSet()
-
 _ALWAYS_SENT: Final = ("ROLLBACK", "XA END", "XA ROLLBACK")
 """How statements begin that are a part of rolling back."""
 
@@ -90,7 +83,7 @@ class _Watch:
         """Whether it began in a transaction. What is written outside one is remembered, for it must not be lost."""
 
         self.written = False
-        self._limit: _Limit | None = None
+        self._limit: Limit | None = None
         self._manage_limit = manage_limit
         self._attended = False
         self._busy = False
@@ -117,7 +110,7 @@ class _Watch:
         if self._limit is None:
             if seconds is None or not self._manage_limit:
                 return
-            self._limit = _limit_of(connection.dialect)
+            self._limit = limit_of(connection.dialect)
         self._busy = True
         try:
             self._limit.apply(connection, seconds)
@@ -313,14 +306,14 @@ def _make_read_only(connection: Connection) -> None:
     if isinstance(driver, sqlite3.Connection):
         if driver.execute("PRAGMA query_only").fetchone() == (0,):
             driver.execute("PRAGMA query_only = ON")
-            _put_back_later(connection, _allow_writing)
+            put_back_later(connection, _allow_writing)
     elif connection.dialect.name in ("mysql", "mariadb"):
         # Of the session, for DDL would commit a transaction that alone is read-only, and the next could write. Nothing
         # was sent yet, so it holds for the transaction that is about to begin.
         shown = {row[1] for row in connection.exec_driver_sql(_READ_ONLY)}
         if shown == {"OFF"}:
             connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
-            _put_back_later(connection, _allow_transactions_to_write)
+            put_back_later(connection, _allow_transactions_to_write)
 
 
 _READ_ONLY: Final = "SHOW SESSION VARIABLES WHERE Variable_name IN ('tx_read_only', 'transaction_read_only')"
@@ -332,37 +325,7 @@ def _allow_writing(dbapi: Any) -> None:
 
 
 def _allow_transactions_to_write(dbapi: Any) -> None:
-    _send(dbapi, "SET SESSION TRANSACTION READ WRITE")
-
-
-def _send(dbapi: Any, statement: str) -> None:
-    """Send a statement past SQLAlchemy, whose connection is closed already."""
-    cursor = dbapi.cursor()
-    try:
-        cursor.execute(statement)
-    finally:
-        cursor.close()
-
-
-# Putting back
-
-
-def _put_back_later(connection: Connection, put_back: Callable[[Any], None]) -> None:
-    """Call *put_back* with the driver's connection when it is returned to its pool."""
-    connection.info.setdefault(_PUT_BACK, []).append(put_back)
-    pool = connection.engine.pool
-    if pool not in _pools_listened_to:
-        event.listen(pool, "checkin", _put_back)
-        _pools_listened_to.add(pool)
-
-
-def _put_back(dbapi: Any, record: ConnectionPoolEntry) -> None:
-    for put_back in record.info.pop(_PUT_BACK, ()) if dbapi is not None else ():
-        try:
-            put_back(dbapi)
-        except Exception as error:  # noqa: BLE001 - a connection that cannot be put back is not used again
-            record.invalidate(error)
-            return
+    send(dbapi, "SET SESSION TRANSACTION READ WRITE")
 
 
 # Statements
@@ -393,127 +356,3 @@ def _handle_error(context: ExceptionContext) -> Exception | None:
         watch.supervisor.savepoint_lost(error)
         return None
     return watch.supervisor.statement_failed(error, connection)
-
-
-# Time
-
-
-class _Limit:
-    """How long a statement may take. By itself it knows no server, and what is asked before each statement is all."""
-
-    def apply(self, connection: Connection, seconds: float | None) -> None:
-        """Give the next statement *seconds*, or what it would have without us."""
-
-    def after_rollback(self) -> _Limit:
-        """Return the limit that holds after a savepoint was rolled back."""
-        return self
-
-
-class _ServerLimit(_Limit, ABC):
-    """A setting of the server that holds for each statement. One of the user's that is shorter stays."""
-
-    def __init__(self) -> None:
-        self._original: float | None = None
-        """In seconds; 0 is none. None is not known."""
-
-        self._current: float | None = None
-
-    def apply(self, connection: Connection, seconds: float | None) -> None:
-        if self._original is None:
-            self._original = self._current = self._read(connection)
-        wanted = self._original if seconds is None else min(seconds, self._original or inf)
-        if self._current is None or not _is_near(wanted, self._current):
-            self._write(connection, wanted)
-            self._current = wanted
-
-    def after_rollback(self) -> _Limit:
-        self._current = None
-        return self
-
-    @abstractmethod
-    def _read(self, connection: Connection) -> float:
-        """Return the setting, in seconds."""
-
-    @abstractmethod
-    def _write(self, connection: Connection, seconds: float) -> None:
-        """Send the setting."""
-
-
-def _is_near(wanted: float, current: float) -> bool:
-    """Whether a setting can stay as it is. Sending another costs as much time as a statement does."""
-    return wanted == current or (wanted > 0 and 0 <= current - wanted <= max(0.005, wanted / 100))
-
-
-class _PostgreSQLLimit(_ServerLimit):
-    """``statement_timeout``, set for the transaction alone.
-
-    See "Client Connection Defaults" in PostgreSQL's documentation.
-    """
-
-    def _read(self, connection: Connection) -> float:
-        # SHOW is no query, after which SET TRANSACTION would be too late. It answers with a unit, such as 5min.
-        shown = re.fullmatch(r"(\d+)(\D*)", connection.exec_driver_sql("SHOW statement_timeout").scalar_one())
-        assert shown is not None
-        return int(shown[1]) * _UNITS[shown[2]]
-
-    def _write(self, connection: Connection, seconds: float) -> None:
-        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {min(ceil(seconds * 1000), _LONGEST_MS)}")
-
-
-_UNITS: Final = {"": 0.001, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-
-_LONGEST_MS: Final = 2**31 - 1
-_LONGEST_S: Final = 31_536_000
-"""What the servers take at most: 24 days, and a year."""
-
-
-class _MariaDBLimit(_ServerLimit):
-    """``max_statement_time``, which MySQL has not. It is the session's, and is put back."""
-
-    def _read(self, connection: Connection) -> float:
-        original = float(connection.exec_driver_sql("SELECT @@max_statement_time").scalar_one())
-        _put_back_later(connection, lambda dbapi: _send(dbapi, f"SET max_statement_time = {original}"))
-        return original
-
-    def _write(self, connection: Connection, seconds: float) -> None:
-        connection.exec_driver_sql(f"SET max_statement_time = {min(ceil(seconds * 1000) / 1000, _LONGEST_S)}")
-
-
-class _SQLiteLimit(_Limit):
-    """The busy timeout for locks, and a progress handler for the rest."""
-
-    _INSTRUCTIONS: Final = 1000
-    """Of SQLite's virtual machine, between two looks at the clock; some 10 µs."""
-
-    def __init__(self) -> None:
-        self._patience: int | None = None
-        self._end = inf
-
-    def apply(self, connection: Connection, seconds: float | None) -> None:
-        driver: Any = connection.connection.driver_connection
-        patience = self._patience
-        if patience is None:
-            patience = self._patience = driver.execute("PRAGMA busy_timeout").fetchone()[0]
-            driver.set_progress_handler(self._is_over, self._INSTRUCTIONS)
-
-            def put_back(dbapi: Any) -> None:
-                dbapi.set_progress_handler(None, 0)
-                dbapi.execute(f"PRAGMA busy_timeout = {patience}")
-
-            _put_back_later(connection, put_back)
-        self._end = inf if seconds is None else monotonic() + seconds
-        wanted = patience if seconds is None else min(patience, ceil(seconds * 1000))
-        driver.execute(f"PRAGMA busy_timeout = {wanted}")
-
-    def _is_over(self) -> bool:
-        return monotonic() >= self._end
-
-
-def _limit_of(dialect: Dialect) -> _Limit:
-    if dialect.name == "sqlite":
-        return _SQLiteLimit()
-    if dialect.name == "postgresql":
-        return _PostgreSQLLimit()
-    if getattr(dialect, "is_mariadb", False):
-        return _MariaDBLimit()
-    return _Limit()

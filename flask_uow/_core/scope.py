@@ -5,28 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
-from itertools import islice
 from types import MappingProxyType
 
-from sqlalchemy import Connection, Engine, NestedTransaction
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from flask_uow._core.connection import Demands
 from flask_uow._core.events import Removed
-from flask_uow._core.faults import ends_the_transaction, is_out_of_time, is_read_only
+from flask_uow._core.guard import brief
 from flask_uow._core.options import ManualCommit, Options
 from flask_uow._core.policy import Decision
-from flask_uow._core.session import WatchedSession, shared, unsaved
-from flask_uow._core.stack import Plan, Runtime, Stack, brief, brief_statement
+from flask_uow._core.runtime import Plan, Runtime
+from flask_uow._core.session import WatchedSession, shared
+from flask_uow._core.stack import Stack
 from flask_uow._core.transaction import Joined, Transaction, deadline_of
 from flask_uow.errors import (
     ConfigurationError,
     IncompatibleTransactionError,
     ManualTransactionControlError,
     NoScopeError,
-    ReadOnlyTransactionError,
     TransactionRequiredError,
 )
 
@@ -36,9 +34,6 @@ _BY_HAND = Options()
 
 _places: ContextVar[Mapping[Scope, Scope]] = ContextVar("flask_uow.places", default=MappingProxyType({}))
 """Which scope has the place of which. A context variable, for tasks of one view suspend by themselves."""
-
-_NAMED_AT_MOST = 5
-"""Objects, in the message of an error."""
 
 
 class Scope(Stack):
@@ -249,11 +244,6 @@ class Scope(Stack):
         elif block.deadline is not None:
             self.relax()
 
-    def _own_savepoint(self) -> SessionTransaction | None:
-        """Return the innermost savepoint, if the user has begun it, and no block."""
-        savepoint = None if self._watched is None else self._watched.session.get_nested_transaction()
-        return None if not self._stack or savepoint is self._stack[-1]._savepoint else savepoint
-
     def savepoint_begun(self) -> int:
         """Mark the hooks that are there before a savepoint of the user's own."""
         transaction = self.current()
@@ -376,59 +366,6 @@ class Scope(Stack):
                 "max_overflow."
             )
         return None
-
-    def statement_failed(self, error: DBAPIError, connection: Connection) -> Exception | None:
-        """Doom the innermost transaction; inside a savepoint of the user's own, that savepoint alone."""
-        if not self._stack or self._watched is None:
-            return None
-        better = self._better(error)
-        if self._runtime.strict or better is not None or ends_the_transaction(error, connection):
-            first = better or error
-            within = self._watched.own_savepoint_of(connection)
-            self._failed(f"the database refused a statement ({brief(first)})", first, within)
-        else:
-            self._stack[0]._suspects = {connection: error, **(self._stack[0]._suspects or {})}
-        return better
-
-    def _better(self, error: DBAPIError) -> Exception | None:
-        """Return an error that says what we know of it and the database does not."""
-        transaction = self._stack[-1]
-        if transaction.read_only and is_read_only(error):
-            return ReadOnlyTransactionError(self._stack[0]._label, (f"the statement {brief_statement(error)}",))
-        deadline = self.nearest_deadline() if self.restricted and is_out_of_time(error) else None
-        return self.out_of_time(deadline) if deadline is not None and deadline.is_over else None
-
-    def _failed(self, reason: str, error: Exception, within: NestedTransaction | None = None) -> None:
-        savepoint = self._own_savepoint()
-        if savepoint is None or within is not None or self._watched is None:
-            self.doom(self._stack[-1], reason, error, within)
-        else:
-            self._watched.spoil(savepoint, reason, error)
-            self._restrict()
-
-    def savepoint_lost(self, error: BaseException) -> None:
-        """Doom every transaction: MySQL and MariaDB undo all of them at a deadlock, the savepoints included."""
-        for transaction in self._stack:
-            self.doom(transaction, f"the database has rolled back more than a savepoint ({brief(error)})", error)
-
-    def flush_called(self) -> None:
-        """Refuse to write in a transaction that is read-only or doomed, or has no time left.
-
-        Raises:
-            ReadOnlyTransactionError: There is something to write.
-            TransactionDoomedError: It would be a part of work that can only be rolled back.
-            TransactionTimeoutError: There is no time left.
-        """
-        if self.restricted:
-            self.before_statement()
-        if not self._stack or not self._stack[-1].read_only or self._watched is None:
-            return
-        changes = unsaved(self._watched.session)
-        objects = list(islice(changes, _NAMED_AT_MOST))
-        if objects:
-            if more := sum(1 for _ in changes):
-                objects.append(f"{more} more")
-            raise ReadOnlyTransactionError(self._stack[0]._label, objects)
 
     # By hand
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from textwrap import shorten
-from time import monotonic, perf_counter
-from typing import Any, Literal
+from time import perf_counter
+from typing import Any
 
-from sqlalchemy import Connection, NestedTransaction
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.orm import SessionTransaction
 
@@ -19,55 +16,25 @@ from flask_uow._core.events import (
     BeforeCommit,
     Completed,
     Event,
-    Notify,
     Started,
 )
+from flask_uow._core.guard import Guard, brief, caught
 from flask_uow._core.hooks import Failure, Hook, Hooks, Moment
-from flask_uow._core.options import ManualCommit, Options
-from flask_uow._core.policy import Decision, Judge, on_error
-from flask_uow._core.session import SessionSource, WatchedSession, listen_to_flushes
+from flask_uow._core.options import Options
+from flask_uow._core.policy import Decision, on_error
+from flask_uow._core.runtime import Plan, Runtime
+from flask_uow._core.session import WatchedSession, listen_to_flushes
 from flask_uow._core.transaction import Deadline, Doom, Outcome, Transaction
 from flask_uow.errors import (
     HookError,
     IncompatibleTransactionError,
-    TransactionDoomedError,
     TransactionRequiredError,
-    TransactionTimeoutError,
     UnexpectedRollbackError,
 )
 
-__all__ = ["HookErrors", "Plan", "Runtime", "Stack", "brief", "brief_statement", "run_now"]
+__all__ = ["Stack", "run_now"]
 
 logger = logging.getLogger("flask_uow")
-
-HookErrors = Literal["log", "raise"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Runtime:
-    """What the scopes of one UnitOfWork need from outside."""
-
-    source: SessionSource
-    notify: Notify
-    judge: Judge
-    manual_commit: ManualCommit
-    hook_errors: Callable[[], HookErrors]
-    strict: bool = True
-    """Whether an error of the database dooms its transaction on every database alike."""
-
-    isolation_level: str | None = None
-    timeout: float | None = None
-    """In seconds. This and the level are those of transactions whose options do not say."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A transaction that is there without a block: that of a request under a policy."""
-
-    options: Options
-    label: str
-    by_block: bool
-    """Whether a decorator asked for it, and not the app-wide policy alone: then nobody else may settle it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,37 +46,18 @@ class _Drain:
     depth: int
 
 
-class Stack:
+class Stack(Guard):
     """The transactions of one context, the innermost last. It ends what is in the session, and never opens one."""
 
-    __slots__ = (
-        "_draining",
-        "_plan",
-        "_planned",
-        "_runtime",
-        "_settling",
-        "_stack",
-        "_telling",
-        "_watched",
-        "restricted",
-    )
+    __slots__ = ("_draining", "_plan", "_planned", "_settling", "_telling")
 
     def __init__(self, runtime: Runtime, plan: Plan | None = None) -> None:
-        self._runtime = runtime
+        super().__init__(runtime)
         self._plan = plan
         self._planned: Transaction | None = None
-        self._stack: list[Transaction] = []
-        self._watched: WatchedSession | None = None
         self._draining: _Drain | None = None
         self._settling = False
         self._telling = False
-        self.restricted = False
-        """Whether a transaction on the stack is doomed, or has a deadline, so that statements are looked at."""
-
-    @property
-    def runtime(self) -> Runtime:
-        """What it needs from outside."""
-        return self._runtime
 
     # What is active
 
@@ -199,92 +147,6 @@ class Stack:
             run_now(hook)
         else:
             raise TransactionRequiredError(f"{hook.moment.value}()")
-
-    # What may be sent
-
-    def before_statement(self) -> float | None:
-        """Return how many seconds the next statement has, or None for no limit.
-
-        Raises:
-            TransactionDoomedError: It would be a part of work that can only be rolled back.
-            TransactionTimeoutError: There is no time left.
-        """
-        self.refuse_if_doomed()
-        return self._seconds_left()
-
-    def refuse_if_doomed(self) -> None:
-        """Raise if an error was caught in the transaction, and not in a savepoint that was rolled back since.
-
-        Raises:
-            TransactionDoomedError: It was.
-        """
-        spoilt = None if self._watched is None else self._watched.spoilt_by()
-        if spoilt is not None:
-            reason, error = spoilt
-            raise TransactionDoomedError("a savepoint", _caught(reason)) from error
-        for transaction in reversed(self._stack):
-            doom = transaction._doom
-            # Not strict, the database decides. It does not know of a connection that is no good for a transaction.
-            if doom is not None and doom.error is not None and (self._runtime.strict or doom.is_final):
-                raise TransactionDoomedError(transaction._label, _caught(doom.reason)) from doom.error
-
-    def _seconds_left(self) -> float | None:
-        deadline = self.nearest_deadline()
-        if deadline is None:
-            return None
-        if deadline.is_over:
-            raise self.out_of_time(deadline)
-        return deadline.at - monotonic()
-
-    def nearest_deadline(self) -> Deadline | None:
-        """Return the deadline that is up first, of all that hold."""
-        deadlines = (deadline for transaction in self._stack for deadline in _deadlines(transaction))
-        return min(deadlines, key=lambda deadline: deadline.at, default=None)
-
-    def out_of_time(self, deadline: Deadline) -> TransactionTimeoutError:
-        """Doom the innermost transaction, and return what to raise."""
-        error = TransactionTimeoutError(deadline.label, deadline.seconds)
-        self.doom(self._stack[-1], f"{deadline.label} has used up its timeout of {deadline.seconds:g} s", error)
-        return error
-
-    def check_time(self, deadline: Deadline | None) -> None:
-        """Raise if it is too late to keep the work of a block.
-
-        Raises:
-            TransactionTimeoutError: It is.
-        """
-        if deadline is not None and self._in_transaction() and deadline.is_over:
-            raise self.out_of_time(deadline)
-
-    def relax(self) -> None:
-        """Give what goes on the time that it has, now that a block that had less is over."""
-        if self._watched is not None and self._stack[-1]._doom is None:
-            self._watched.relax(self._seconds_left())
-
-    def doom(
-        self,
-        transaction: Transaction,
-        reason: str,
-        error: BaseException | None,
-        within: NestedTransaction | None = None,
-    ) -> None:
-        """Make a commit of *transaction* impossible, but for a rollback of the savepoint *within* it."""
-        transaction._doom_by(Doom(reason, error, within))
-        self._restrict()
-
-    def _restrict(self) -> None:
-        """Look at each statement before it is sent."""
-        self.restricted = True
-        listen_to_flushes()
-        if self._watched is not None:
-            self._watched.restrict()
-
-    def rolling_back(self, connection: Connection) -> None:
-        """Forget what went wrong in a savepoint that the user has made of a connection, and rolls back."""
-        savepoint = connection.get_nested_transaction()
-        for transaction in self._stack:
-            if transaction._doom is not None and transaction._doom.within is savepoint is not None:
-                transaction._doom = None
 
     # Beginning
 
@@ -382,9 +244,6 @@ class Stack:
         self._plan, self._planned = then, None
         if planned is not None:
             self.end(planned, decision, error)
-
-    def _in_transaction(self) -> bool:
-        return self._watched is not None and self._watched.session.in_transaction()
 
     def _commit(self, transaction: Transaction, leaving: BaseException | None) -> None:
         notify = self._runtime.notify
@@ -498,8 +357,8 @@ class Stack:
         """Roll back a doomed transaction, and return what to raise."""
         doom = transaction._doom
         assert doom is not None
-        caught = doom.error is not None and doom.error is not leaving
-        reason = _caught(doom.reason) if caught else doom.reason
+        was_caught = doom.error is not None and doom.error is not leaving
+        reason = caught(doom.reason) if was_caught else doom.reason
         unexpected = UnexpectedRollbackError(f"The work of {transaction._label}", reason)
         unexpected.__cause__ = doom.error
         self._roll_back(transaction, unexpected)
@@ -582,26 +441,3 @@ def run_now(hook: Hook) -> None:
     """Run *hook* where there is no transaction to wait for; an ``on_rollback`` hook has nothing to wait for either."""
     if hook.moment is Moment.COMMIT:
         hook.callback(*hook.args, **hook.kwargs)
-
-
-def _deadlines(transaction: Transaction) -> Iterator[Deadline]:
-    """Yield the deadlines that hold in *transaction*; a block that has joined it can have a closer one."""
-    if transaction._deadline is not None:
-        yield transaction._deadline
-    for block in transaction._blocks:
-        if block.deadline is not None:
-            yield block.deadline
-
-
-def _caught(reason: str) -> str:
-    return f"{reason}, and the error was caught"
-
-
-def brief_statement(error: DBAPIError) -> str:
-    """Return the beginning of the statement that failed, on one line."""
-    return shorten(error.statement or "that was sent", 80)
-
-
-def brief(error: BaseException) -> str:
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

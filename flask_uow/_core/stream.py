@@ -10,8 +10,8 @@ from typing import Any, Generic, Self, TypeVar
 from flask_uow._core.block import Home, end_begun, enter_scope, leave_scope
 from flask_uow._core.options import Options
 from flask_uow._core.policy import Decision
+from flask_uow._core.runtime import Runtime
 from flask_uow._core.scope import Scope
-from flask_uow._core.stack import Runtime
 from flask_uow._core.transaction import Transaction
 from flask_uow.errors import NoScopeError
 

@@ -17,9 +17,9 @@ from flask_uow._core.hooks import Hook, Moment
 from flask_uow._core.options import ManualCommit, Options, TransactionOptions, check_options
 from flask_uow._core.policy import Decision, Judge, no_opinion
 from flask_uow._core.propagation import Propagation
+from flask_uow._core.runtime import HookErrors, Plan, Runtime
 from flask_uow._core.scope import Scope
 from flask_uow._core.session import SessionSource
-from flask_uow._core.stack import HookErrors, Plan, Runtime
 
 COMMIT, ROLLBACK = Decision.COMMIT, Decision.ROLLBACK
 NESTED = Propagation.NESTED

@@ -14,9 +14,9 @@ from flask_uow._core.block import innermost_standalone, standalone_scope
 from flask_uow._core.events import Completed
 from flask_uow._core.policy import Decision
 from flask_uow._core.propagation import Propagation
+from flask_uow._core.runtime import Runtime
 from flask_uow._core.scope import Scope
 from flask_uow._core.session import SessionSource
-from flask_uow._core.stack import Runtime
 from flask_uow._core.transaction import Outcome, State
 from flask_uow.errors import ConfigurationError, TransactionRequiredError, UnexpectedRollbackError
 from tests.core.conftest import Book, Events, block, give_back, make_runtime, on_commit, on_rollback, titles

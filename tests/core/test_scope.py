@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from flask_uow._core.events import Removed
 from flask_uow._core.options import ManualCommit, Options
 from flask_uow._core.propagation import Propagation
+from flask_uow._core.runtime import Plan
 from flask_uow._core.scope import Scope
 from flask_uow._core.session import SessionSource
-from flask_uow._core.stack import Plan
 from flask_uow._core.transaction import Outcome
 from flask_uow.errors import (
     HookError,

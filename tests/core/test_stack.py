@@ -13,8 +13,9 @@ from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Com
 from flask_uow._core.hooks import Hook, Moment
 from flask_uow._core.options import Options
 from flask_uow._core.policy import Decision
+from flask_uow._core.runtime import Plan
 from flask_uow._core.scope import Scope
-from flask_uow._core.stack import Plan, run_now
+from flask_uow._core.stack import run_now
 from flask_uow._core.transaction import Outcome, State, Transaction
 from flask_uow.errors import (
     HookError,

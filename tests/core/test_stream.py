@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from flask_uow._core.block import standalone_scope
 from flask_uow._core.options import Options
+from flask_uow._core.runtime import Runtime
 from flask_uow._core.scope import Scope
-from flask_uow._core.stack import Runtime
 from flask_uow._core.stream import Stream
 from flask_uow._core.transaction import Outcome, Transaction
 from flask_uow.errors import NoScopeError, UnexpectedRollbackError

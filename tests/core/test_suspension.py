@@ -14,9 +14,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from flask_uow._core.block import standalone_scope
 from flask_uow._core.propagation import Propagation
+from flask_uow._core.runtime import Runtime
 from flask_uow._core.scope import Scope
 from flask_uow._core.session import SessionSource
-from flask_uow._core.stack import Runtime
 from flask_uow.errors import (
     ConfigurationError,
     NoScopeError,

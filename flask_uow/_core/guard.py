@@ -1,0 +1,218 @@
+"""What a transaction may send, and what keeps it from committing: caught errors, deadlines, read-only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from textwrap import shorten
+from time import monotonic
+from typing import Final
+
+from sqlalchemy import Connection, NestedTransaction
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import SessionTransaction
+
+from flask_uow._core.faults import ends_the_transaction, is_out_of_time, is_read_only
+from flask_uow._core.runtime import Runtime
+from flask_uow._core.session import WatchedSession, listen_to_flushes, unsaved
+from flask_uow._core.transaction import Deadline, Doom, Transaction
+from flask_uow.errors import (
+    ReadOnlyTransactionError,
+    TransactionDoomedError,
+    TransactionTimeoutError,
+)
+
+__all__ = ["Guard", "brief", "caught"]
+
+_NAMED_AT_MOST: Final = 5
+"""Objects, in the message of an error."""
+
+
+class Guard:
+    """The transactions of one context, the innermost last, and their session: what may be sent still."""
+
+    __slots__ = ("_runtime", "_stack", "_watched", "restricted")
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._stack: list[Transaction] = []
+        self._watched: WatchedSession | None = None
+        self.restricted = False
+        """Whether a transaction on the stack is doomed, or has a deadline, so that statements are looked at."""
+
+    @property
+    def runtime(self) -> Runtime:
+        """What it needs from outside."""
+        return self._runtime
+
+    def _in_transaction(self) -> bool:
+        return self._watched is not None and self._watched.session.in_transaction()
+
+    # Before a statement
+
+    def before_statement(self) -> float | None:
+        """Return how many seconds the next statement has, or None for no limit.
+
+        Raises:
+            TransactionDoomedError: It would be a part of work that can only be rolled back.
+            TransactionTimeoutError: There is no time left.
+        """
+        self.refuse_if_doomed()
+        return self._seconds_left()
+
+    def refuse_if_doomed(self) -> None:
+        """Raise if an error was caught in the transaction, and not in a savepoint that was rolled back since.
+
+        Raises:
+            TransactionDoomedError: It was.
+        """
+        spoilt = None if self._watched is None else self._watched.spoilt_by()
+        if spoilt is not None:
+            reason, error = spoilt
+            raise TransactionDoomedError("a savepoint", caught(reason)) from error
+        for transaction in reversed(self._stack):
+            doom = transaction._doom
+            # Not strict, the database decides. It does not know of a connection that is no good for a transaction.
+            if doom is not None and doom.error is not None and (self._runtime.strict or doom.is_final):
+                raise TransactionDoomedError(transaction._label, caught(doom.reason)) from doom.error
+
+    def _seconds_left(self) -> float | None:
+        deadline = self.nearest_deadline()
+        if deadline is None:
+            return None
+        if deadline.is_over:
+            raise self.out_of_time(deadline)
+        return deadline.at - monotonic()
+
+    def nearest_deadline(self) -> Deadline | None:
+        """Return the deadline that is up first, of all that hold."""
+        deadlines = (deadline for transaction in self._stack for deadline in _deadlines(transaction))
+        return min(deadlines, key=lambda deadline: deadline.at, default=None)
+
+    def out_of_time(self, deadline: Deadline) -> TransactionTimeoutError:
+        """Doom the innermost transaction, and return what to raise."""
+        error = TransactionTimeoutError(deadline.label, deadline.seconds)
+        self.doom(self._stack[-1], f"{deadline.label} has used up its timeout of {deadline.seconds:g} s", error)
+        return error
+
+    def check_time(self, deadline: Deadline | None) -> None:
+        """Raise if it is too late to keep the work of a block.
+
+        Raises:
+            TransactionTimeoutError: It is.
+        """
+        if deadline is not None and self._in_transaction() and deadline.is_over:
+            raise self.out_of_time(deadline)
+
+    def relax(self) -> None:
+        """Give what goes on the time that it has, now that a block that had less is over."""
+        if self._watched is not None and self._stack[-1]._doom is None:
+            self._watched.relax(self._seconds_left())
+
+    def doom(
+        self,
+        transaction: Transaction,
+        reason: str,
+        error: BaseException | None,
+        within: NestedTransaction | None = None,
+    ) -> None:
+        """Make a commit of *transaction* impossible, but for a rollback of the savepoint *within* it."""
+        transaction._doom_by(Doom(reason, error, within))
+        self._restrict()
+
+    def _restrict(self) -> None:
+        """Look at each statement before it is sent."""
+        self.restricted = True
+        listen_to_flushes()
+        if self._watched is not None:
+            self._watched.restrict()
+
+    def rolling_back(self, connection: Connection) -> None:
+        """Forget what went wrong in a savepoint that the user has made of a connection, and rolls back."""
+        savepoint = connection.get_nested_transaction()
+        for transaction in self._stack:
+            if transaction._doom is not None and transaction._doom.within is savepoint is not None:
+                transaction._doom = None
+
+    # What went wrong
+
+    def statement_failed(self, error: DBAPIError, connection: Connection) -> Exception | None:
+        """Doom the innermost transaction; inside a savepoint of the user's own, that savepoint alone."""
+        if not self._stack or self._watched is None:
+            return None
+        better = self._better(error)
+        if self._runtime.strict or better is not None or ends_the_transaction(error, connection):
+            first = better or error
+            within = self._watched.own_savepoint_of(connection)
+            self._failed(f"the database refused a statement ({brief(first)})", first, within)
+        else:
+            self._stack[0]._suspects = {connection: error, **(self._stack[0]._suspects or {})}
+        return better
+
+    def _better(self, error: DBAPIError) -> Exception | None:
+        """Return an error that says what we know of it and the database does not."""
+        transaction = self._stack[-1]
+        if transaction.read_only and is_read_only(error):
+            return ReadOnlyTransactionError(self._stack[0]._label, (f"the statement {_brief_statement(error)}",))
+        deadline = self.nearest_deadline() if self.restricted and is_out_of_time(error) else None
+        return self.out_of_time(deadline) if deadline is not None and deadline.is_over else None
+
+    def _failed(self, reason: str, error: Exception, within: NestedTransaction | None = None) -> None:
+        savepoint = self._own_savepoint()
+        if savepoint is None or within is not None or self._watched is None:
+            self.doom(self._stack[-1], reason, error, within)
+        else:
+            self._watched.spoil(savepoint, reason, error)
+            self._restrict()
+
+    def savepoint_lost(self, error: BaseException) -> None:
+        """Doom every transaction: MySQL and MariaDB undo all of them at a deadlock, the savepoints included."""
+        for transaction in self._stack:
+            self.doom(transaction, f"the database has rolled back more than a savepoint ({brief(error)})", error)
+
+    def flush_called(self) -> None:
+        """Refuse to write in a transaction that is read-only or doomed, or has no time left.
+
+        Raises:
+            ReadOnlyTransactionError: There is something to write.
+            TransactionDoomedError: It would be a part of work that can only be rolled back.
+            TransactionTimeoutError: There is no time left.
+        """
+        if self.restricted:
+            self.before_statement()
+        if not self._stack or not self._stack[-1].read_only or self._watched is None:
+            return
+        changes = unsaved(self._watched.session)
+        objects = list(islice(changes, _NAMED_AT_MOST))
+        if objects:
+            if more := sum(1 for _ in changes):
+                objects.append(f"{more} more")
+            raise ReadOnlyTransactionError(self._stack[0]._label, objects)
+
+    def _own_savepoint(self) -> SessionTransaction | None:
+        """Return the innermost savepoint, if the user has begun it, and no block."""
+        savepoint = None if self._watched is None else self._watched.session.get_nested_transaction()
+        return None if not self._stack or savepoint is self._stack[-1]._savepoint else savepoint
+
+
+def _deadlines(transaction: Transaction) -> Iterator[Deadline]:
+    """Yield the deadlines that hold in *transaction*; a block that has joined it can have a closer one."""
+    if transaction._deadline is not None:
+        yield transaction._deadline
+    for block in transaction._blocks:
+        if block.deadline is not None:
+            yield block.deadline
+
+
+def caught(reason: str) -> str:
+    return f"{reason}, and the error was caught"
+
+
+def _brief_statement(error: DBAPIError) -> str:
+    """Return the beginning of the statement that failed, on one line."""
+    return shorten(error.statement or "that was sent", 80)
+
+
+def brief(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
