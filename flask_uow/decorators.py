@@ -26,6 +26,7 @@ from flask_uow.plans import Policy, add_policy
 from flask_uow.settings import DEFAULT_NAME
 
 __all__ = [
+    "BELOW",
     "Decorator",
     "IfInactive",
     "Owner",
@@ -37,6 +38,9 @@ __all__ = [
     "register_hook",
     "transactional",
 ]
+
+BELOW: Final = object()
+"""Stands for the function below, where ``on_commit`` is used as a decorator."""
 
 IfInactive = Literal["error", "run"]
 
@@ -160,7 +164,7 @@ class StreamDecorator:
             raise ConfigurationError(
                 "propagation", "is not an option of uow.stream(): its transaction is always one of its own."
             )
-        self._options = check_options(options, decorator=False)
+        self._options = check_options(options, decorator=False, called="uow.stream()")
 
     def __call__(self, function: Callable[P, Iterator[Y]], /) -> Callable[P, Stream[Y]]:
         """Decorate *function*, which keeps its signature."""
@@ -299,7 +303,7 @@ def register_hook(
     """
     if if_inactive not in ("error", "run"):
         raise ConfigurationError("if_inactive", f'is {if_inactive!r}; it must be "error" or "run".')
-    if callback is None and not args and not kwargs:
+    if callback is BELOW and not args and not kwargs:
         return lambda function: register_hook(scope, moment, function, args, kwargs, key=key, if_inactive=if_inactive)
 
     check_callback(moment, callback)
@@ -329,7 +333,7 @@ def on_commit(
 @overload
 def on_commit(*, key: Hashable = None, if_inactive: IfInactive = "error") -> Callable[[F], F]: ...
 def on_commit(
-    callback: Any = None, /, *args: Any, key: Hashable = None, if_inactive: IfInactive = "error", **kwargs: Any
+    callback: Any = BELOW, /, *args: Any, key: Hashable = None, if_inactive: IfInactive = "error", **kwargs: Any
 ) -> Any:
     """Call a function after the current transaction of the current app's UnitOfWork has been committed.
 
@@ -358,7 +362,7 @@ def on_rollback(
 @overload
 def on_rollback(*, key: Hashable = None, if_inactive: IfInactive = "error") -> Callable[[F], F]: ...
 def on_rollback(
-    callback: Any = None, /, *args: Any, key: Hashable = None, if_inactive: IfInactive = "error", **kwargs: Any
+    callback: Any = BELOW, /, *args: Any, key: Hashable = None, if_inactive: IfInactive = "error", **kwargs: Any
 ) -> Any:
     """Call a function when the block in which this is called is rolled back.
 

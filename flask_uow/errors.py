@@ -22,7 +22,7 @@ Each one carries its data as attributes, survives pickling, and says what happen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Final, Self
 
 __all__ = [
     "ConfigurationError",
@@ -140,6 +140,18 @@ class IncompatibleTransactionError(UnitOfWorkError):
         return f"{self.block} asks for {self.option}, but {self.problem}"
 
 
+_INSTEAD: Final = {
+    "commit": (
+        ", or use session.flush() to send the statements now, uow.savepoint() for a part that may fail alone, or "
+        'manual_commit="flush" for code that you cannot change'
+    ),
+    "rollback": ", and raise, or use uow.set_rollback_only(), or uow.savepoint() for a part that may fail alone",
+    "close": ", and 'with session:', which closes it too; the session is closed with its context",
+    "reset": "; session.expunge_all() forgets what was loaded",
+    "begin": "; uow.savepoint() and session.begin_nested() begin a part that may fail alone",
+}
+
+
 class ManualTransactionControlError(UnitOfWorkError):
     """``session.commit()`` and its kin were called inside a block that settles by itself.
 
@@ -157,10 +169,8 @@ class ManualTransactionControlError(UnitOfWorkError):
 
     def __str__(self) -> str:
         return (
-            f"session.{self.method}() was called inside {self.block}, and would break its transaction "
-            "in two. The block commits when it ends and rolls back when it raises: remove the call, "
-            "or use session.flush() to send the statements now, uow.savepoint() for a part that may "
-            'fail alone, or manual_commit="flush" for code that you cannot change.'
+            f"session.{self.method}() was called inside {self.block}, and would break its transaction in two. The "
+            f"block keeps its work when it ends and undoes it when it raises: remove the call{_INSTEAD[self.method]}."
         )
 
 
@@ -202,8 +212,8 @@ class TransactionDoomedError(UnitOfWorkError):
     def __str__(self) -> str:
         return (
             f"The transaction of {self.transaction} can only be rolled back, because {self.reason}. Nothing more is "
-            "sent to the database. Let the error go on, or put the part that may fail into uow.savepoint() "
-            "(propagation=Propagation.NESTED), which can be rolled back alone."
+            "sent to the database. Let errors go on to the block that they end. A part that may fail alone goes into "
+            "uow.savepoint() (propagation=Propagation.NESTED), and the 'try' goes around that."
         )
 
 
@@ -245,9 +255,9 @@ class UnexpectedRollbackError(UnitOfWorkError):
 
     def __str__(self) -> str:
         return (
-            f"{self.transaction} was rolled back instead of committed, because {self.reason}. "
-            "Let the error go on, or put the part that may fail into uow.savepoint() "
-            "(propagation=Propagation.NESTED), which can be rolled back alone."
+            f"{self.transaction} was rolled back instead of committed, because {self.reason}. Let errors go on to the "
+            "block that they end. A part that may fail alone goes into uow.savepoint() "
+            "(propagation=Propagation.NESTED), and the 'try' goes around that."
         )
 
 

@@ -20,7 +20,7 @@ from flask_uow._core.stream import Stream
 from flask_uow._core.transaction import Transaction
 from flask_uow.adapters import Sessions, session_source
 from flask_uow.context import current_app
-from flask_uow.decorators import Call, Decorator, IfInactive, StreamDecorator, T, register_hook
+from flask_uow.decorators import BELOW, Call, Decorator, IfInactive, StreamDecorator, T, register_hook
 from flask_uow.dispatch import Dispatch, Managed
 from flask_uow.errors import ConfigurationError, NoScopeError
 from flask_uow.plans import Policy, exempt
@@ -257,7 +257,7 @@ class UnitOfWork:
     def on_commit(self, /, *, key: Hashable = None, if_inactive: IfInactive = "error") -> Callable[[F], F]: ...
     def on_commit(
         self,
-        callback: Any = None,
+        callback: Any = BELOW,
         /,
         *args: Any,
         key: Hashable = None,
@@ -277,7 +277,7 @@ class UnitOfWork:
     def on_rollback(self, /, *, key: Hashable = None, if_inactive: IfInactive = "error") -> Callable[[F], F]: ...
     def on_rollback(
         self,
-        callback: Any = None,
+        callback: Any = BELOW,
         /,
         *args: Any,
         key: Hashable = None,
@@ -348,5 +348,5 @@ class UnitOfWork:
             )
         return (
             "no Flask context is active. Push one with 'with app.app_context():', or use "
-            "'with uow.transaction() as session:'."
+            "'with uow.transaction() as session:'. A generator that is streamed needs @uow.stream."
         )

@@ -127,9 +127,7 @@ def from_arguments(given: Mapping[str, Any]) -> Settings:
     """
     for name in given:
         if name not in _KNOWN:
-            raise ConfigurationError(
-                name, f"is not a setting of UnitOfWork. {unknown_name(name, dict.fromkeys(_KNOWN))}"
-            )
+            raise ConfigurationError(name, f"is not a setting of UnitOfWork. {unknown_name(name, _RULES)}")
 
     return Settings(**{name: _check(name, name, value) for name, value in given.items()})
 
@@ -150,7 +148,9 @@ def from_config(config: Mapping[str, Any], name: str, defaults: Settings) -> Set
 
     for key in config:
         if key.startswith("UOW_") and key not in keys and not _is_anothers(key):
-            raise ConfigurationError(key, f"is not a setting of flask_uow. {unknown_name(key, keys)}")
+            raise ConfigurationError(
+                key, f"is not a setting of flask_uow. {unknown_name(key, [prefix + known.upper() for known in _RULES])}"
+            )
 
     given = {field.name: getattr(defaults, field.name) for field in fields(Settings)}
     given.update({known: _check(key, known, config[key]) for key, known in keys.items() if key in config})

@@ -369,6 +369,7 @@ def test_module_level_hooks(app: Flask, uow: UnitOfWork) -> None:
     ("arguments", "options", "message"),
     [
         ((3,), {}, r"on_commit\(\) was given 3; it takes a function"),
+        ((None,), {}, r"on_commit\(\) was given None; it takes a function"),
         ((print,), {"if_inactive": "maybe"}, 'if_inactive is \'maybe\'; it must be "error" or "run"'),
     ],
 )

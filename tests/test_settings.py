@@ -159,7 +159,7 @@ def test_configuration_to_come(app: Flask, name: str, value: object) -> None:
         ("autocommit", r"Did you mean auto_commit\?"),
         ("manual_comit", r"Did you mean manual_commit\?"),
         ("hook_error", r"Did you mean hook_errors\?"),
-        ("zzz", r"Known are: auto_commit, commit_if, manual_commit, hook_errors, .*resolve_commit\."),
+        ("zzz", r"Known are: auto_commit, commit_if, manual_commit, hook_errors, .*read_only_methods\."),
     ],
 )
 def test_unknown_arguments(name: str, advice: str) -> None:
@@ -173,7 +173,7 @@ def test_unknown_arguments(name: str, advice: str) -> None:
     [
         ("UOW_AUTOCOMMIT", r"Did you mean UOW_AUTO_COMMIT\?"),
         ("UOW_HOOK_ERROR", r"Did you mean UOW_HOOK_ERRORS\?"),
-        ("UOW_", r"Known are: UOW_AUTO_COMMIT, .*UOW_RESOLVE_COMMIT\."),
+        ("UOW_", r"Known are: UOW_AUTO_COMMIT, .*UOW_READ_ONLY_METHODS\."),
         ("UOW_REPORTS_AUTO_COMIT", r"Did you mean UOW_AUTO_COMMIT\?"),
     ],
 )

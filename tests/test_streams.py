@@ -186,7 +186,7 @@ def test_no_second_connection(app: Flask) -> None:
     def rows() -> Iterator[int]:
         yield 1
 
-    with memory.transaction(), pytest.raises(ConfigurationError, match=r"of the stream .*rows\(\) suspends"):
+    with memory.transaction(), pytest.raises(ConfigurationError, match=r"the stream .*rows\(\) would suspend"):
         list(rows())
     assert list(rows()) == [1]
     engine.dispose()

@@ -9,7 +9,7 @@ from typing import Final
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-__all__ = ["ends_the_transaction", "is_out_of_time", "is_read_only"]
+__all__ = ["ends_the_transaction", "is_locked", "is_out_of_time", "is_read_only"]
 
 Code = str | int
 
@@ -43,6 +43,11 @@ _ENDS_THE_TRANSACTION: Final = frozenset[Code](
 def is_out_of_time(error: DBAPIError) -> bool:
     """Whether a statement was stopped, or did not get its lock, because its time was up."""
     return not _OUT_OF_TIME.isdisjoint(_codes(error))
+
+
+def is_locked(error: DBAPIError) -> bool:
+    """Whether SQLite had no lock to give. It has one for the whole database."""
+    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def is_read_only(error: DBAPIError) -> bool:

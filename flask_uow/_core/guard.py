@@ -12,7 +12,7 @@ from sqlalchemy import Connection, NestedTransaction
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import SessionTransaction
 
-from flask_uow._core.faults import ends_the_transaction, is_out_of_time, is_read_only
+from flask_uow._core.faults import ends_the_transaction, is_locked, is_out_of_time, is_read_only
 from flask_uow._core.runtime import Runtime
 from flask_uow._core.session import WatchedSession, listen_to_flushes, unsaved
 from flask_uow._core.transaction import Deadline, Doom, Transaction
@@ -20,6 +20,7 @@ from flask_uow.errors import (
     ReadOnlyTransactionError,
     TransactionDoomedError,
     TransactionTimeoutError,
+    UnitOfWorkError,
 )
 
 __all__ = ["Guard", "brief", "caught"]
@@ -31,12 +32,15 @@ _NAMED_AT_MOST: Final = 5
 class Guard:
     """The transactions of one context, the innermost last, and their session: what may be sent still."""
 
-    __slots__ = ("_runtime", "_stack", "_watched", "restricted")
+    __slots__ = ("_runtime", "_stack", "_suspended", "_watched", "restricted")
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._stack: list[Transaction] = []
         self._watched: WatchedSession | None = None
+        self._suspended: str | None = None
+        """The transaction that is suspended meanwhile, if its place was taken."""
+
         self.restricted = False
         """Whether a transaction on the stack is doomed, or has a deadline, so that statements are looked at."""
 
@@ -154,6 +158,11 @@ class Guard:
         transaction = self._stack[-1]
         if transaction.read_only and is_read_only(error):
             return ReadOnlyTransactionError(self._stack[0]._label, (f"the statement {_brief_statement(error)}",))
+        if is_locked(error) and (suspended := self._suspended) is not None:
+            error.add_detail(
+                f"The suspended transaction of {suspended} may hold the lock, and SQLite has one for the database. "
+                "Put the block before its first statement."
+            )
         deadline = self.nearest_deadline() if self.restricted and is_out_of_time(error) else None
         return self.out_of_time(deadline) if deadline is not None and deadline.is_over else None
 
@@ -214,5 +223,6 @@ def _brief_statement(error: DBAPIError) -> str:
 
 
 def brief(error: BaseException) -> str:
-    text = str(error).strip().partition("\n")[0]
+    """Return what an error is; one of ours says too much for a place in another's message."""
+    text = "" if isinstance(error, UnitOfWorkError) else str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from inspect import iscoroutinefunction
@@ -150,11 +150,11 @@ _RULES: Final[Mapping[str, Rule]] = {
 }
 
 _OF_DECORATORS_ALONE: Final = {
-    "commit_if": "A with block does not see a response",
-    "attempts": "A with block cannot be run again",
-    "retry_on": "A with block cannot be run again",
-    "backoff": "A with block cannot be run again",
-    "using": "uow.transaction() has its UnitOfWork already",
+    "commit_if": "It is asked about a response, which only a view has",
+    "attempts": "Only a decorated function can be run again",
+    "retry_on": "Only a decorated function can be run again",
+    "backoff": "Only a decorated function can be run again",
+    "using": "A method of a UnitOfWork has its UnitOfWork already",
 }
 
 _TO_COME: Final = frozenset(
@@ -170,27 +170,29 @@ _TO_COME: Final = frozenset(
 assert set(_RULES) == {field.name for field in fields(Options)}
 
 
-def check_options(given: Mapping[str, Any], *, decorator: bool) -> Options:
+def check_options(given: Mapping[str, Any], *, decorator: bool, called: str = "transaction()") -> Options:
     """Check what a user wrote, and return it as one value.
 
     Args:
         given: The options by name.
         decorator: Whether they were given to ``transactional`` and not to ``transaction()``.
+        called: What they were given to otherwise, for messages.
 
     Raises:
         ConfigurationError: An option is unknown, not available here, of a wrong type, or contradicts another.
     """
+    known = [name for name in _RULES if decorator or name not in _OF_DECORATORS_ALONE]
     for name, value in given.items():
         if name in _OF_DECORATORS_ALONE and not decorator:
             raise ConfigurationError(
-                name, f"is not an option of transaction(). {_OF_DECORATORS_ALONE[name]}: give it to transactional()."
+                name, f"is not an option of {called}. {_OF_DECORATORS_ALONE[name]}: it is for transactional()."
             )
         if name in _TO_COME:
             raise ConfigurationError(
                 name, "is not available in this version of flask_uow, and would have no effect. Leave it out."
             )
         if name not in _RULES:
-            raise ConfigurationError(name, f"is not an option of a transaction. {unknown_name(name, _RULES)}")
+            raise ConfigurationError(name, f"is not an option of a transaction. {unknown_name(name, known)}")
         if not _RULES[name].holds(value):
             raise ConfigurationError(name, f"is {value!r}; it {_RULES[name].allowed}.")
 
@@ -228,7 +230,7 @@ def _normalised(name: str, value: Any) -> Any:
     return value
 
 
-def unknown_name(name: str, known: Mapping[str, object]) -> str:
+def unknown_name(name: str, known: Collection[str]) -> str:
     """Say which known name was perhaps meant by *name*, or which there are."""
     nearest = get_close_matches(name, known, n=1)
     return f"Did you mean {nearest[0]}?" if nearest else f"Known are: {', '.join(known)}."

@@ -39,7 +39,7 @@ _places: ContextVar[Mapping[Scope, Scope]] = ContextVar("flask_uow.places", defa
 class Scope(Stack):
     """One context's session and its transactions. It oversees the session: see `Overseer`."""
 
-    __slots__ = ("__weakref__", "_block", "_closed_by_hand", "_guests", "_parked", "_suspended", "closed", "ending")
+    __slots__ = ("__weakref__", "_block", "_closed_by_hand", "_guests", "_parked", "closed", "ending")
 
     def __init__(self, runtime: Runtime, plan: Plan | None = None) -> None:
         super().__init__(runtime, plan)
@@ -49,9 +49,6 @@ class Scope(Stack):
 
         self._block = ""
         """What it has taken another's place for."""
-
-        self._suspended: str | None = None
-        """The transaction that is suspended meanwhile."""
 
         self._parked: Session | None = None
         """What a registry has open for it while another has its place, or had open when it took another's."""
@@ -437,8 +434,8 @@ class Scope(Stack):
 
 def _no_second_connection(block: str, suspended: str, reason: str) -> ConfigurationError:
     return ConfigurationError(
-        "propagation",
-        f"of {block} suspends the transaction of {suspended} and needs a second connection, but {reason}; its COMMIT "
-        "or ROLLBACK would end the suspended transaction. Use a database file or a server, or run it where no "
-        "transaction is active.",
+        block,
+        f"would suspend the transaction of {suspended}, and needs a second connection for that (REQUIRES_NEW, "
+        f"NOT_SUPPORTED, a stream), but {reason}: its COMMIT or ROLLBACK would end the suspended transaction. Use a "
+        "database file or a server, or run it where no transaction is active.",
     )

@@ -103,10 +103,10 @@ def test_wrong_values(name: str, value: object, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("commit_if", "does not see a response"),
-        ("attempts", "cannot be run again"),
-        ("retry_on", "cannot be run again"),
-        ("backoff", "cannot be run again"),
+        ("commit_if", "about a response, which only a view has"),
+        ("attempts", "can be run again"),
+        ("retry_on", "can be run again"),
+        ("backoff", "can be run again"),
         ("using", "has its UnitOfWork already"),
     ],
 )

@@ -12,14 +12,15 @@ import pytest
 from flask import Flask
 from flask.sessions import SessionInterface
 from sqlalchemy import Engine, create_engine, event, func, insert, select, text
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 from flask_uow import (
     ConfigurationError,
     IncompatibleTransactionError,
     Propagation,
+    TransactionDoomedError,
     TransactionTimeoutError,
     UnexpectedRollbackError,
     UnitOfWork,
@@ -134,9 +135,10 @@ def test_autocommit_that_is_caught(any_engine: Engine, strict: bool) -> None:
     db = UnitOfWork(sessionmaker(engine), strict=strict)
 
     with pytest.raises(UnexpectedRollbackError, match="there was no connection for it"), db.transaction() as session:
-        for title in ("first", "second"):
-            with pytest.raises(Exception, match="AUTOCOMMIT"):
-                session.execute(insert(Book).values(title=title))
+        with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
+            session.execute(insert(Book).values(title="first"))
+        with pytest.raises(TransactionDoomedError):
+            session.execute(insert(Book).values(title="second"))
 
     assert titles(any_engine) == []
     engine.dispose()
@@ -594,3 +596,19 @@ def test_no_cycles_of_ours(engine: Engine) -> None:
 
         # A UnitOfWork of another test may be among it; that one is made once.
         assert ours - {"UnitOfWork", "Publisher", "Runtime", "SessionSource", "Settings"} == set()
+
+
+def test_waiting_for_oneself_on_sqlite(engine: Engine) -> None:
+    """A block that suspends and finds the database locked is told who may hold the lock."""
+    db = UnitOfWork(sessionmaker(create_engine(engine.url, connect_args={"timeout": 0}, poolclass=NullPool)))
+
+    with db.transaction(name="order") as session:
+        session.add(Book(title="kept"))
+        session.flush()
+        with (
+            pytest.raises(OperationalError, match="suspended transaction of the block 'order' may hold the lock"),
+            db.transaction(propagation=REQUIRES_NEW) as inner,
+        ):
+            inner.add(Book(title="lost"))
+
+    assert titles(engine) == ["kept"]
