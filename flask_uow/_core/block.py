@@ -15,7 +15,7 @@ from flask_uow._core.policy import Decision
 from flask_uow._core.propagation import Step, decide
 from flask_uow._core.runtime import Runtime
 from flask_uow._core.scope import Scope
-from flask_uow._core.transaction import Outcome, Transaction
+from flask_uow._core.transaction import Joined, Outcome, Transaction
 from flask_uow.errors import ConfigurationError, UnexpectedRollbackError
 
 __all__ = ["Block", "Home", "end_begun", "enter_scope", "innermost_standalone", "leave_scope", "standalone_scope"]
@@ -59,7 +59,7 @@ class Block:
         self._options = options
         self._label = label
         self._entered = False
-        self._joined = False
+        self._joined: Joined | None = None
         self._owns_scope = False
         self._outer: Scope | None = None
         self._transaction: Transaction | None = None
@@ -110,9 +110,8 @@ class Block:
 
     def _take(self, step: Step) -> None:
         """Take the first step of the block."""
-        self._joined = step is Step.JOIN
-        if self._joined:
-            self._transaction = self._scope.join(self._options, self._label)
+        if step is Step.JOIN:
+            self._transaction, self._joined = self._scope.join(self._options, self._label)
         elif step is Step.NEST:
             self._transaction = self._scope.nest(self._options, self._label)
         elif step in (Step.BEGIN, Step.BEGIN_ANOTHER):
@@ -131,7 +130,7 @@ class Block:
             if self._transaction is not None:
                 self._end(self._transaction, error)
         finally:
-            self._transaction = None
+            self._transaction = self._joined = None
             self._leave_scope(error)
 
     def _leave_scope(self, error: BaseException | None) -> None:
@@ -143,13 +142,15 @@ class Block:
 
     def _end(self, transaction: Transaction, error: BaseException | None) -> None:
         decision = Decision.COMMIT if error is None else self._scope.decide(error, self._options)
-        if self._joined:
-            self._end_joined(transaction._latest, decision, error)
+        if self._joined is not None:
+            self._end_joined(transaction._latest, self._joined, decision, error)
         else:
             end_begun(self._scope, transaction._latest, decision, error, self._label)
 
-    def _end_joined(self, transaction: Transaction, decision: Decision, error: BaseException | None) -> None:
-        self._scope.leave(transaction, error, decision)
+    def _end_joined(
+        self, transaction: Transaction, block: Joined, decision: Decision, error: BaseException | None
+    ) -> None:
+        self._scope.leave(transaction, block, error, decision)
         if error is None and transaction.outcome is Outcome.ROLLED_BACK:
             raise UnexpectedRollbackError(f"The work of {self._label}", "the transaction that it had joined is over")
 
@@ -188,7 +189,8 @@ def leave_scope(scope: Scope, runtime: Runtime, outer: Scope | None) -> None:
     """Undo what `enter_scope` did."""
     if outer is None:
         key = (runtime, threading.get_ident())
-        _standalone.set({other: kept for other, kept in _standalone.get().items() if other != key})
+        # In another context than it was entered in, there is somebody else.
+        _standalone.set({other: kept for other, kept in _standalone.get().items() if other != key or kept is not scope})
     else:
         outer.take_back(scope)
 

@@ -25,7 +25,9 @@ __all__ = [
     "attend",
     "begin_at_once",
     "begun",
+    "bound_to_a_connection",
     "execution_options",
+    "give_back",
     "has_given_up",
     "has_written",
     "listen_to_errors",
@@ -52,6 +54,10 @@ class Supervisor(Protocol):
     def rolling_back(self, connection: Connection) -> None:
         """Learn that the innermost savepoint of a connection is about to be rolled back."""
 
+    def read_only_error(self, statement: str) -> Exception:
+        """Return what to raise for a statement that would write in a read-only transaction."""
+        ...
+
     def savepoint_lost(self, error: BaseException) -> None:
         """Learn that a savepoint could not be rolled back: the database has undone more than it."""
 
@@ -75,7 +81,17 @@ _ALWAYS_SENT: Final = ("ROLLBACK", "XA END", "XA ROLLBACK")
 class _Watch:
     """What is known of one connection while a session uses it."""
 
-    __slots__ = ("_attended", "_busy", "_limit", "_manage_limit", "supervised", "supervisor", "written")
+    __slots__ = (
+        "_attended",
+        "_busy",
+        "_limit",
+        "_manage_limit",
+        "outer",
+        "refuses_writing",
+        "supervised",
+        "supervisor",
+        "written",
+    )
 
     def __init__(self, supervisor: Supervisor, *, supervised: bool, manage_limit: bool) -> None:
         self.supervisor = supervisor
@@ -83,6 +99,12 @@ class _Watch:
         """Whether it began in a transaction. What is written outside one is remembered, for it must not be lost."""
 
         self.written = False
+        self.refuses_writing = False
+        """Whether it is read-only, and its database does not see to it."""
+
+        self.outer: _Watch | None = None
+        """That of another session, which its maker has bound to the same connection."""
+
         self._limit: Limit | None = None
         self._manage_limit = manage_limit
         self._attended = False
@@ -97,6 +119,8 @@ class _Watch:
     def before(self, connection: Connection, statement: str) -> None:
         if not self.supervised and not self.written:
             self.written = not _only_reads(statement)
+        if self.refuses_writing and _WRITES.match(statement):
+            raise self.supervisor.read_only_error(statement)
         if self.supervisor.restricted and not self._busy:
             if statement.startswith(_ALWAYS_SENT):
                 # It takes settings of a savepoint with it.
@@ -135,19 +159,39 @@ def take(connection: Connection, supervisor: Supervisor, demands: Demands | None
     Raises:
         ConfigurationError: It commits each statement by itself, and a transaction is demanded.
     """
-    watch = _watches[connection] = _Watch(supervisor, supervised=demands is not None, manage_limit=not bound)
+    watch = _watch(connection, supervisor, supervised=demands is not None, bound=bound)
     if demands is None or supervisor.restricted:
         watch.attend(connection)
     begin_at_once(connection)
     if demands is not None:
         refuse_autocommit(connection)
-        if demands.read_only and not bound:
-            _make_read_only(connection)
+        if demands.read_only and (bound or not _make_read_only(connection)):
+            watch.refuses_writing = True
+            watch.attend(connection)
+
+
+def _watch(connection: Connection, supervisor: Supervisor, *, supervised: bool, bound: bool) -> _Watch:
+    watch = _Watch(supervisor, supervised=supervised, manage_limit=not bound)
+    before = _watches.get(connection) if bound else None
+    if before is not None:
+        watch.outer = before if before.supervisor is not supervisor else before.outer
+    _watches[connection] = watch
+    return watch
+
+
+def give_back(connection: Connection, supervisor: Supervisor) -> None:
+    """Let the session that was on a bound connection before be told of it again."""
+    watch = _watches.get(connection)
+    if watch is not None and watch.supervisor is supervisor:
+        if watch.outer is None:
+            del _watches[connection]
+        else:
+            _watches[connection] = watch.outer
 
 
 def adopt(connection: Connection, supervisor: Supervisor, *, bound: bool) -> None:
     """Watch a connection that a session had begun on before it was watched; what was sent over it is not known."""
-    watch = _watches[connection] = _Watch(supervisor, supervised=False, manage_limit=not bound)
+    watch = _watch(connection, supervisor, supervised=False, bound=bound)
     watch.written = True
     watch.attend(connection)
     begin_at_once(connection)
@@ -194,12 +238,7 @@ def execution_options(bind: Engine | Connection, demands: Demands) -> dict[str, 
     level = demands.isolation_level
     if isinstance(bind, Connection):
         if level is not None and not demands.is_default:
-            raise IncompatibleTransactionError(
-                demands.block,
-                f"isolation_level={level!r}",
-                "its session is bound to a Connection, which may be in a transaction already. Bind the session to "
-                "the engine.",
-            )
+            raise bound_to_a_connection(demands.block, level)
         return {}
 
     dialect = bind.dialect
@@ -213,6 +252,15 @@ def execution_options(bind: Engine | Connection, demands: Demands) -> dict[str, 
     if demands.read_only and dialect.name == "postgresql":
         options["postgresql_readonly"] = True
     return options
+
+
+def bound_to_a_connection(block: str, level: str) -> IncompatibleTransactionError:
+    """Return what to raise where a level is asked for, and it is not ours to set."""
+    return IncompatibleTransactionError(
+        block,
+        f"isolation_level={level!r}",
+        "its session is bound to a Connection, which may be in a transaction already. Bind the session to the engine.",
+    )
 
 
 def has_written(connection: Connection) -> bool:
@@ -237,6 +285,8 @@ def has_given_up(connection: Connection) -> bool:
 
     psycopg and psycopg2 know that without asking, in ``info.transaction_status``; 3 is libpq's PQTRANS_INERROR.
     """
+    if connection.invalidated:
+        return True
     info = getattr(connection.connection.driver_connection, "info", None)
     status = getattr(info, "transaction_status", None)
     return status is not None and int(status) == _IN_ERROR
@@ -246,7 +296,9 @@ _IN_ERROR: Final = 3
 
 _COMMENT: Final = re.compile(r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)+", re.DOTALL)
 
-_QUERIES: Final = frozenset({"SELECT", "TABLE", "VALUES", "SHOW", "PRAGMA", "SAVEPOINT", "RELEASE", "ROLLBACK"})
+_QUERIES: Final = frozenset(
+    {"SELECT", "WITH", "EXPLAIN", "TABLE", "VALUES", "SHOW", "PRAGMA", "SAVEPOINT", "RELEASE", "ROLLBACK"}
+)
 
 
 def _only_reads(statement: str) -> bool:
@@ -254,9 +306,19 @@ def _only_reads(statement: str) -> bool:
     beginning = _COMMENT.match(statement)
     words = statement[beginning.end() if beginning else 0 :].split(maxsplit=1)
     verb = words[0].upper() if words else ""
-    if verb in ("WITH", "EXPLAIN"):
-        return re.search(r"\b(INSERT|UPDATE|DELETE|MERGE)\b", statement, re.IGNORECASE) is None
-    return verb in _QUERIES
+    return verb in _QUERIES and _LOCKS_OR_WRITES.search(statement) is None
+
+
+_LOCKS_OR_WRITES: Final = re.compile(
+    r"\b(INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|MERGE\s+INTO|FOR\s+UPDATE|FOR\s+(NO\s+KEY\s+)?(UPDATE|SHARE)|"
+    r"LOCK\s+IN\s+SHARE\s+MODE)\b",
+    re.IGNORECASE,
+)
+
+_WRITES: Final = re.compile(
+    r"(\s|\(|--[^\n]*\n|/\*.*?\*/)*(INSERT|UPDATE|DELETE|MERGE|REPLACE|CREATE|ALTER|DROP|TRUNCATE)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 # Beginning
@@ -300,21 +362,29 @@ def _commits_by_itself(connection: Connection) -> bool:
     return bool(dbapi.get_autocommit() if callable(autocommit) else autocommit)  # type: ignore[union-attr]
 
 
-def _make_read_only(connection: Connection) -> None:
-    """Let the server refuse to write, where it can and the execution options have not done it."""
+def _make_read_only(connection: Connection) -> bool:
+    """Let the server refuse to write, where the execution options have not done it, and return whether it can."""
     driver = connection.connection.driver_connection
     if isinstance(driver, sqlite3.Connection):
-        if driver.execute("PRAGMA query_only").fetchone() == (0,):
+        if not driver.execute("PRAGMA query_only").fetchone()[0]:
             driver.execute("PRAGMA query_only = ON")
             put_back_later(connection, _allow_writing)
-    elif connection.dialect.name in ("mysql", "mariadb"):
+        return True
+    if connection.dialect.name in ("mysql", "mariadb"):
         # Of the session, for DDL would commit a transaction that alone is read-only, and the next could write. Nothing
         # was sent yet, so it holds for the transaction that is about to begin.
-        shown = {row[1] for row in connection.exec_driver_sql(_READ_ONLY)}
-        if shown == {"OFF"}:
+        writes = connection.info.get(_CAN_WRITE)
+        if writes is None:
+            writes = connection.info[_CAN_WRITE] = {row[1] for row in connection.exec_driver_sql(_READ_ONLY)} == {"OFF"}
+        if writes:
             connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
             put_back_later(connection, _allow_transactions_to_write)
+        return True
+    return connection.dialect.name == "postgresql"
 
+
+_CAN_WRITE: Final = "flask_uow.can_write"
+"""Whether a driver's connection was made for writing. To ask for that takes longer than a transaction may."""
 
 _READ_ONLY: Final = "SHOW SESSION VARIABLES WHERE Variable_name IN ('tx_read_only', 'transaction_read_only')"
 """The first is the name in MariaDB before 11.1 and MySQL before 8.0."""
@@ -342,7 +412,10 @@ def listen_to_errors() -> None:
 
 
 def _before_statement(connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
-    _watches[connection].before(connection, statement)
+    watch = _watches.get(connection)
+    # One that a session was bound to is its maker's again.
+    if watch is not None:
+        watch.before(connection, statement)
 
 
 def _handle_error(context: ExceptionContext) -> Exception | None:

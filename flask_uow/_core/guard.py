@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
 from textwrap import shorten
@@ -13,9 +15,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import SessionTransaction
 
 from flask_uow._core.faults import ends_the_transaction, is_locked, is_out_of_time, is_read_only
+from flask_uow._core.hooks import Hooks
 from flask_uow._core.runtime import Runtime
 from flask_uow._core.session import WatchedSession, listen_to_flushes, unsaved
-from flask_uow._core.transaction import Deadline, Doom, Transaction
+from flask_uow._core.transaction import Deadline, Doom, State, Transaction
 from flask_uow.errors import (
     ReadOnlyTransactionError,
     TransactionDoomedError,
@@ -29,10 +32,10 @@ _NAMED_AT_MOST: Final = 5
 """Objects, in the message of an error."""
 
 
-class Guard:
+class Guard(ABC):
     """The transactions of one context, the innermost last, and their session: what may be sent still."""
 
-    __slots__ = ("_runtime", "_stack", "_suspended", "_watched", "restricted")
+    __slots__ = ("_marks", "_runtime", "_stack", "_suspended", "_watched", "restricted")
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -40,6 +43,9 @@ class Guard:
         self._watched: WatchedSession | None = None
         self._suspended: str | None = None
         """The transaction that is suspended meanwhile, if its place was taken."""
+
+        self._marks: dict[NestedTransaction, int] = {}
+        """Where the hooks begin that were registered in savepoints that the user has made of a connection."""
 
         self.restricted = False
         """Whether a transaction on the stack is doomed, or has a deadline, so that statements are looked at."""
@@ -75,10 +81,10 @@ class Guard:
             reason, error = spoilt
             raise TransactionDoomedError("a savepoint", caught(reason)) from error
         for transaction in reversed(self._stack):
-            doom = transaction._doom
-            # Not strict, the database decides. It does not know of a connection that is no good for a transaction.
-            if doom is not None and doom.error is not None and (self._runtime.strict or doom.is_final):
-                raise TransactionDoomedError(transaction._label, caught(doom.reason)) from doom.error
+            for doom in (transaction._doom, transaction._curable):
+                # Not strict, the database decides. It does not know of a connection that is no good for a transaction.
+                if doom is not None and doom.error is not None and (self._runtime.strict or doom.is_final):
+                    raise TransactionDoomedError(transaction._label, caught(doom.reason)) from doom.error
 
     def _seconds_left(self) -> float | None:
         deadline = self.nearest_deadline()
@@ -110,7 +116,7 @@ class Guard:
 
     def relax(self) -> None:
         """Give what goes on the time that it has, now that a block that had less is over."""
-        if self._watched is not None and self._stack[-1]._doom is None:
+        if self._watched is not None and self._stack[-1].state is State.ACTIVE:
             self._watched.relax(self._seconds_left())
 
     def doom(
@@ -135,8 +141,20 @@ class Guard:
         """Forget what went wrong in a savepoint that the user has made of a connection, and rolls back."""
         savepoint = connection.get_nested_transaction()
         for transaction in self._stack:
-            if transaction._doom is not None and transaction._doom.within is savepoint is not None:
-                transaction._doom = None
+            doom = transaction._curable
+            # One inside it is over, and was not released: that was refused.
+            if doom is not None and doom.within is not None and (doom.within is savepoint or not doom.within.is_active):
+                transaction._curable = None
+        if savepoint is not None and (mark := self._marks.pop(savepoint, None)) is not None:
+            self._undo_hooks(self._stack[-1]._hooks.drop_since(mark), sys.exception())
+
+    @abstractmethod
+    def _undo_hooks(self, hooks: Hooks, error: BaseException | None) -> None:
+        """Run the hooks of a rollback; those of a commit are forgotten."""
+
+    def read_only_error(self, statement: str) -> ReadOnlyTransactionError:
+        """Return what to raise for a statement that would write in a read-only transaction."""
+        return ReadOnlyTransactionError(self._stack[0]._label, (f"the statement {shorten(statement, 80)}",))
 
     # What went wrong
 
@@ -157,7 +175,7 @@ class Guard:
         """Return an error that says what we know of it and the database does not."""
         transaction = self._stack[-1]
         if transaction.read_only and is_read_only(error):
-            return ReadOnlyTransactionError(self._stack[0]._label, (f"the statement {_brief_statement(error)}",))
+            return self.read_only_error(error.statement or "that was sent")
         if is_locked(error) and (suspended := self._suspended) is not None:
             error.add_detail(
                 f"The suspended transaction of {suspended} may hold the lock, and SQLite has one for the database. "
@@ -215,11 +233,6 @@ def _deadlines(transaction: Transaction) -> Iterator[Deadline]:
 
 def caught(reason: str) -> str:
     return f"{reason}, and the error was caught"
-
-
-def _brief_statement(error: DBAPIError) -> str:
-    """Return the beginning of the statement that failed, on one line."""
-    return shorten(error.statement or "that was sent", 80)
 
 
 def brief(error: BaseException) -> str:

@@ -130,7 +130,14 @@ class Scope(Stack):
 
     def give_way(self, inner: Scope, block: str) -> None:
         """Let *inner* have this scope's place until `take_back`, for the code of this task alone."""
-        _places.set({**_places.get(), self: inner})
+        if self._guests and self._runtime.source.is_registry:
+            raise ConfigurationError(
+                block,
+                "would suspend a transaction of which another task has suspended a part already, and a registry such "
+                "as scoped_session or db.session has one session for a context at a time. Give UnitOfWork a "
+                "sessionmaker, or let the tasks suspend one after the other.",
+            )
+        _places.set({**_current_places(), self: inner})
         self._guests.append(inner)
         inner._block = block
         inner._suspended = self._stack[0]._label if self._stack else None
@@ -141,9 +148,10 @@ class Scope(Stack):
         if inner in self._guests:
             self._guests.remove(inner)
             inner.swap()
-        places = _places.get()
+        places = _current_places()
         if places.get(self) is inner:
-            _places.set({scope: guest for scope, guest in places.items() if scope is not self})
+            del places[self]
+        _places.set(places)
 
     def swap(self) -> None:
         """Let a registry hand out this scope's session, or again the one that it handed out before."""
@@ -190,7 +198,7 @@ class Scope(Stack):
         transaction._savepoint = savepoint
         return self._add(transaction)
 
-    def join(self, options: Options, label: str) -> Transaction:
+    def join(self, options: Options, label: str) -> tuple[Transaction, Joined]:
         """Let a block be a part of the innermost transaction.
 
         Raises:
@@ -214,21 +222,22 @@ class Scope(Stack):
         deadline = deadline_of(options, label)
         if deadline is not None:
             self._restrict()
-        transaction._blocks.append(Joined(label, options, deadline, self._own_savepoint()))
-        return transaction
+        within = None if self._watched is None else self._watched.own_savepoint()
+        block = Joined(label, options, deadline, self._own_savepoint(), within)
+        transaction._blocks.append(block)
+        return transaction, block
 
-    def leave(self, transaction: Transaction, error: BaseException | None, decision: Decision) -> None:
-        """Let the innermost block that has joined *transaction* end.
+    def leave(self, transaction: Transaction, block: Joined, error: BaseException | None, decision: Decision) -> None:
+        """Let a block that has joined *transaction* end. With tasks it need not be the innermost one.
 
         Raises:
             TransactionTimeoutError: It is too late for it.
         """
-        block = transaction._blocks[-1]
         try:
             if error is None:
                 self.check_time(block.deadline)
         finally:
-            transaction._blocks.pop()
+            transaction._blocks.remove(block)
         if error is not None and decision is Decision.ROLLBACK:
             reason = f"{block.label}, which had joined it, failed with {type(error).__name__}"
             # A savepoint of the user's own around it can be rolled back alone. One begun inside it was left behind.
@@ -237,7 +246,8 @@ class Scope(Stack):
                 self._watched.spoil(savepoint, reason, error)
                 self._restrict()
             else:
-                self.doom(transaction, reason, error)
+                within = None if self._watched is None else self._watched.own_savepoint()
+                self.doom(transaction, reason, error, within if within is block.within else None)
         elif block.deadline is not None:
             self.relax()
 
@@ -405,6 +415,7 @@ class Scope(Stack):
         """Let the blocks that are still running go on in a new transaction."""
         if transaction._outcome is not None and (transaction._by_block or transaction._blocks):
             successor = Transaction(transaction._options, transaction._label, by_block=transaction._by_block)
+            successor.isolation_level, successor._deadline = transaction.isolation_level, transaction._deadline
             successor._blocks = transaction._blocks
             transaction._successor = successor
             if transaction is self._planned:
@@ -430,6 +441,11 @@ class Scope(Stack):
         if (watched.is_spent or other) and self._watched is watched:
             watched.unwatch()
             self._watched = None
+
+
+def _current_places() -> dict[Scope, Scope]:
+    """Return who has the place of whom, without those that were left in another context than they were entered in."""
+    return {scope: guest for scope, guest in _places.get().items() if not guest.closed}
 
 
 def _no_second_connection(block: str, suspended: str, reason: str) -> ConfigurationError:

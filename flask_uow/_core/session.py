@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Final, Protocol
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import Connection, Engine, NestedTransaction, event, inspect
 from sqlalchemy.exc import SQLAlchemyError, UnboundExecutionError
@@ -22,6 +22,7 @@ from flask_uow._core.connection import (
     begin_at_once,
     begun,
     execution_options,
+    give_back,
     has_given_up,
     has_written,
     listen_to_errors,
@@ -39,7 +40,6 @@ OVERSEEN: Final = "flask_uow.overseer"
 """The key in ``session.info`` of a session that is watched."""
 
 _SPOILT: Final = "_flask_uow_spoilt"
-_NOTED: Final = "_flask_uow_noted"
 
 
 def _tell_nobody(_session: Session) -> None:
@@ -102,6 +102,9 @@ class Overseer(Supervisor, Protocol):
     def connection_wanted(self, bind: Engine | Connection) -> None:
         """Learn where the session is about to begin, and raise if it must not."""
 
+    def about_to_commit(self) -> None:
+        """Learn that all is flushed and COMMIT is next, and raise if it must not be sent."""
+
     def savepoint_begun(self) -> int:
         """Learn that the user is about to begin a savepoint, and return a mark for `savepoint_rolled_back`."""
         ...
@@ -127,7 +130,7 @@ class WatchedSession:
     until `release` takes them away again.
     """
 
-    __slots__ = ("_begun", "_overseer", "_passing", "_sent", "_source", "session")
+    __slots__ = ("_begun", "_bound", "_overseer", "_passing", "_sent", "_source", "session")
 
     def __init__(self, session: Session, source: SessionSource, overseer: Overseer) -> None:
         _check(session)
@@ -136,6 +139,9 @@ class WatchedSession:
         self._overseer = overseer
         self._begun: SessionTransaction | None = None
         self._passing = False
+        self._bound: list[Connection] = []
+        """The connections that it was given by its maker, and has begun on."""
+
         self._sent: list[Engine] = []
         """The engines that COMMIT was sent to, the last one perhaps in vain; where there are several."""
 
@@ -149,7 +155,10 @@ class WatchedSession:
             self.created(root)
             overseer.began(root)
             for connection in self.connections():
-                adopt(connection, overseer, bound=not root._connections[connection][3])
+                bound = not root._connections[connection][3]
+                if bound:
+                    self._bound.append(connection)
+                adopt(connection, overseer, bound=bound)
 
     def _called(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Stand in for a method that settles."""
@@ -158,8 +167,23 @@ class WatchedSession:
         return getattr(self._overseer, f"{name}_called")(*args, **kwargs)
 
     def created(self, root: SessionTransaction) -> None:
-        """Have a say in how *root* gets its connections, of which no event tells before they have begun."""
-        vars(root)["_connection_for_bind"] = self._provide
+        """Have a say in how *root* gets its connections, and in whether it is sent to them when all is flushed.
+
+        No event tells of the one before the connection has begun, nor of the other after the last flush.
+        """
+        vars(root).update({"_connection_for_bind": self._provide, "_prepare_impl": self._prepare})
+
+    def _prepare(self) -> None:
+        """Stand in for the method that flushes before COMMIT, and listeners may swallow what goes wrong in that."""
+        root = self.session.get_transaction()
+        assert root is not None
+        if self.session.twophase:
+            # It prepares as well.
+            self.session.flush()
+            self._overseer.about_to_commit()
+        type(root)._prepare_impl(root)
+        if not self.session.twophase:
+            self._overseer.about_to_commit()
 
     def _provide(self, bind: Engine | Connection, options: Any = None) -> Connection:
         """Stand in for the method of the session's outermost transaction that finds a connection."""
@@ -178,10 +202,13 @@ class WatchedSession:
         overseer.connection_wanted(bind)
         demands = overseer.demands()
         if demands is not None and (ours := execution_options(bind, demands)):
-            options = {**(options or {}), **ours}
+            asked = options or {}
+            # A setting is not what this block has asked for.
+            options = {**ours, **asked} if demands.is_default and not demands.read_only else {**asked, **ours}
         try:
             connection = find(root, bind, options)
-            begun(connection)
+            if demands is None:
+                begun(connection)
             return connection
         except SQLAlchemyError as error:
             better = overseer.no_connection(error)
@@ -200,6 +227,12 @@ class WatchedSession:
         """Let the servers know that a block that had less time is over."""
         for connection in self.connections():
             relax(connection, seconds)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it has begun on a connection of its maker's, who may be in a transaction on it."""
+        root = self.session.get_transaction()
+        return root is not None and any(not from_pool for _, _, _, from_pool in root._connections.values())
 
     def has_given_up(self) -> bool:
         """Whether a database has given up its transaction, and would not say so at COMMIT."""
@@ -227,6 +260,8 @@ class WatchedSession:
         if len(root._connections) > 2:  # noqa: PLR2004
             self._note_commits()
         _, _, _, from_pool = root._connections[connection]
+        if not from_pool:
+            self._bound.append(connection)
         try:
             take(connection, self._overseer, self._overseer.demands(), bound=not from_pool)
         except Exception as error:
@@ -246,6 +281,11 @@ class WatchedSession:
         """Return the connections that the session has begun on, in the order in which it did."""
         root = self.session.get_transaction()
         return [] if root is None else list({entry[0]: None for entry in root._connections.values()})
+
+    def own_savepoint(self) -> NestedTransaction | None:
+        """Return the innermost savepoint of any connection, if it was made past the session."""
+        savepoints = (self.own_savepoint_of(connection) for connection in self.connections())
+        return next((savepoint for savepoint in savepoints if savepoint is not None), None)
 
     def own_savepoint_of(self, connection: Connection) -> NestedTransaction | None:
         """Return the innermost savepoint of *connection*, if it was made past the session."""
@@ -302,10 +342,10 @@ class WatchedSession:
     def _note_commits(self) -> None:
         """Keep the order in which several engines commit. SQLAlchemy has none, and tells of each before it does."""
         for connection in self.connections():
-            if _NOTED not in vars(connection):
-                vars(connection)[_NOTED] = True
+            if connection not in _sent_by:
                 for name in ("commit", "commit_twophase"):
-                    event.listen(connection, name, lambda committing, *_: self._sent.append(committing.engine))
+                    event.listen(connection, name, _sending_commit)
+            _sent_by[connection] = self._sent
 
     def rollback(self) -> None:
         """ROLLBACK, for real, and leave a usable session whatever the database says to it."""
@@ -349,7 +389,17 @@ class WatchedSession:
             rolled_back.rollback(*args, **kwargs)
             self._overseer.savepoint_rolled_back(mark)
 
-        vars(savepoint)["rollback"] = rollback
+        def close(*args: Any, **kwargs: Any) -> None:
+            closed = reference()
+            assert closed is not None
+            vars(closed).pop("close", None)
+            # commit() and rollback() end with it, too.
+            is_end_of_another = vars(closed).pop("rollback", None) is None or closed._state.name == "COMMITTED"
+            closed.close(*args, **kwargs)
+            if not is_end_of_another:
+                self._overseer.savepoint_rolled_back(mark)
+
+        vars(savepoint).update(rollback=rollback, close=close)
 
     def spoil(self, savepoint: SessionTransaction, reason: str, error: BaseException) -> None:
         """Keep a savepoint of the user's own, in which *error* happened, from being released: only rolled back."""
@@ -399,9 +449,12 @@ class WatchedSession:
         self._let_go()
         for name in (*_SHADOWED, "_connection_for_bind"):
             vars(self.session).pop(name, None)
+        for connection in self._bound:
+            give_back(connection, self._overseer)
         root = self.session.get_transaction()
         if root is not None:
-            vars(root).pop("_connection_for_bind", None)
+            for name in ("_connection_for_bind", "_prepare_impl"):
+                vars(root).pop(name, None)
         self.session.info.pop(OVERSEEN, None)
 
     def release(self) -> None:
@@ -434,6 +487,14 @@ def _check(session: object) -> None:
             "sessions",
             "returned a session with autobegin=False. A UnitOfWork begins with the first use: leave autobegin out.",
         )
+
+
+_sent_by: WeakKeyDictionary[Connection, list[Engine]] = WeakKeyDictionary()
+"""Where it is kept that COMMIT was sent to a connection of a session with several engines."""
+
+
+def _sending_commit(connection: Connection, *_rest: Any) -> None:
+    _sent_by[connection].append(connection.engine)
 
 
 def shared(bind: Engine | Connection) -> str | None:

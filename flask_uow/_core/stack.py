@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.orm import SessionTransaction
 
+from flask_uow._core.connection import bound_to_a_connection
 from flask_uow._core.events import (
     AfterCommit,
     AfterRollback,
@@ -24,7 +26,7 @@ from flask_uow._core.options import Options
 from flask_uow._core.policy import Decision, on_error
 from flask_uow._core.runtime import Plan, Runtime
 from flask_uow._core.session import WatchedSession, listen_to_flushes
-from flask_uow._core.transaction import Deadline, Doom, Outcome, Transaction
+from flask_uow._core.transaction import Deadline, Doom, Outcome, State, Transaction
 from flask_uow.errors import (
     HookError,
     IncompatibleTransactionError,
@@ -46,10 +48,14 @@ class _Drain:
     depth: int
 
 
+class _NotFit(Exception):  # noqa: N818 - nobody meets it
+    """Between the last flush and COMMIT it turned out that a transaction must not commit."""
+
+
 class Stack(Guard):
     """The transactions of one context, the innermost last. It ends what is in the session, and never opens one."""
 
-    __slots__ = ("_draining", "_plan", "_planned", "_settling", "_telling")
+    __slots__ = ("_committing", "_draining", "_plan", "_planned", "_settling", "_telling")
 
     def __init__(self, runtime: Runtime, plan: Plan | None = None) -> None:
         super().__init__(runtime)
@@ -57,6 +63,7 @@ class Stack(Guard):
         self._planned: Transaction | None = None
         self._draining: _Drain | None = None
         self._settling = False
+        self._committing: Transaction | None = None
         self._telling = False
 
     # What is active
@@ -68,8 +75,14 @@ class Stack(Guard):
         its own.
         """
         if not self._stack and self._plan is not None and not self._is_outside:
-            plan = self._plan
-            self._planned = self._push(self._made_fit(Transaction(plan.options, plan.label, by_block=plan.by_block)))
+            self._planned = Transaction(self._plan.options, self._plan.label, by_block=self._plan.by_block)
+            try:
+                self._push(self._made_fit(self._planned))
+            except Exception as error:
+                # It is there, and cannot commit: whoever catches this must not work on in no transaction at all.
+                self._push(self._planned)
+                self.doom(self._planned, f"it could not begin as it should ({brief(error)})", error)
+                raise
         return self._stack[-1] if self._stack else None
 
     @property
@@ -103,7 +116,16 @@ class Stack(Guard):
 
     def _begin_anew(self, transaction: Transaction, watched: WatchedSession) -> None:
         """End what the session has begun outside any transaction, so that the next one can be set as it demands."""
+        demanded = transaction._options.isolation_level is not None
+        if watched.is_bound:
+            # It may be its maker's transaction. Nothing is set on it, and nothing ended.
+            if demanded:
+                raise bound_to_a_connection(transaction._label, str(transaction.isolation_level))
+            return
         if watched.has_changes():
+            if not demanded and not transaction.read_only:
+                # A setting that nobody has asked for here is no reason to refuse anything.
+                return
             option = "read_only=True" if transaction.read_only else f"isolation_level={transaction.isolation_level!r}"
             raise IncompatibleTransactionError(
                 transaction._label,
@@ -142,11 +164,19 @@ class Stack(Guard):
         if drain is not None and drain.moment is hook.moment and drain.depth == len(self._stack):
             drain.hooks.add(hook)
         elif (transaction := self.current()) is not None:
+            self._mark_own_savepoint(transaction)
             transaction._hooks.add(hook)
         elif run_if_inactive:
             run_now(hook)
         else:
             raise TransactionRequiredError(f"{hook.moment.value}()")
+
+    def _mark_own_savepoint(self, transaction: Transaction) -> None:
+        """Remember where the hooks begin that go with a savepoint that the user has made of a connection."""
+        savepoint = None if self._watched is None else self._watched.own_savepoint()
+        if savepoint is not None:
+            self._marks.setdefault(savepoint, transaction._hooks.mark())
+            self._restrict()
 
     # Beginning
 
@@ -202,7 +232,7 @@ class Stack(Guard):
 
         if decision is Decision.ROLLBACK or transaction._rollback_only:
             self._roll_back(transaction, error)
-        elif transaction._doom is not None:
+        elif transaction.state is State.DOOMED:
             raise self._unexpected(transaction, error)
         elif transaction._savepoint is not None:
             self._release_savepoint(transaction, transaction._savepoint)
@@ -229,7 +259,9 @@ class Stack(Guard):
         A session that was used without asking for it again has begun by itself, and counts.
         """
         if self._plan is not None and not self._stack and self._in_transaction():
-            self.current()
+            with suppress(Exception):
+                # It is doomed then, and tells so when it ends.
+                self.current()
         return self._planned if self._planned in self._stack else None
 
     def settle(self, decision: Decision, error: BaseException | None, then: Plan | None) -> None:
@@ -255,12 +287,14 @@ class Stack(Guard):
                 if notify.wants(BeforeCommit) and not self._may_commit(transaction, watched):
                     self.end(transaction, Decision.COMMIT, leaving)
                     return
-                if transaction._deadline is not None:
-                    # What is still to be written takes time as well.
-                    watched.session.flush()
-                    self.check_time(transaction._deadline)
-                self._ask_the_database(transaction, watched)
-                watched.commit()
+                self._committing = transaction
+                try:
+                    watched.commit()
+                finally:
+                    self._committing = None
+        except _NotFit:
+            self.end(transaction, Decision.COMMIT, leaving)
+            return
         except BaseException as error:
             if transaction not in self._stack:
                 raise
@@ -274,18 +308,29 @@ class Stack(Guard):
 
         self._committed(transaction, leaving)
 
+    def about_to_commit(self) -> None:
+        """Look once more at what is about to be committed: listeners may have swallowed an error of the last flush."""
+        transaction = self._committing
+        if transaction is None or self._watched is None:
+            return
+        self.check_time(transaction._deadline)
+        self._ask_the_database(transaction, self._watched)
+        self._check_fitness(transaction)
+
+    def _check_fitness(self, transaction: Transaction) -> None:
+        if transaction._rollback_only or transaction.state is State.DOOMED:
+            raise _NotFit
+
     def _ask_the_database(self, transaction: Transaction, watched: WatchedSession) -> None:
-        """Make sure that the database has not given up what an error was caught in; it would not say so at COMMIT."""
+        """Doom what the database has given up after an error that was caught; it would not say so at COMMIT."""
         for connection, error in (transaction._suspects or {}).items():
             try:
                 connection.exec_driver_sql("SELECT 1")
             except DBAPIError:
                 self.doom(transaction, f"the database refused a statement ({brief(error)}), and gave it up", error)
-                raise self._unexpected(transaction, None) from error
         if watched.has_given_up():
             reason = "the database has given it up, after an error that was caught where flask_uow did not see it"
             self.doom(transaction, reason, None)
-            raise self._unexpected(transaction, None)
 
     def _committed(self, transaction: Transaction, leaving: BaseException | None) -> None:
         """Tell of a commit, and run its hooks."""
@@ -317,7 +362,7 @@ class Stack(Guard):
             self._runtime.notify(BeforeCommit(transaction, watched.session))
         finally:
             self._settling = False
-        return not transaction._rollback_only and transaction._doom is None
+        return not transaction._rollback_only and transaction.state is State.ACTIVE
 
     def _roll_back(self, transaction: Transaction, error: BaseException | None, *, others_follow: bool = False) -> None:
         savepoint = transaction._savepoint
@@ -355,7 +400,7 @@ class Stack(Guard):
 
     def _unexpected(self, transaction: Transaction, leaving: BaseException | None) -> UnexpectedRollbackError:
         """Roll back a doomed transaction, and return what to raise."""
-        doom = transaction._doom
+        doom = transaction._doom or transaction._curable
         assert doom is not None
         was_caught = doom.error is not None and doom.error is not leaving
         reason = caught(doom.reason) if was_caught else doom.reason
@@ -366,8 +411,15 @@ class Stack(Guard):
 
     def _release_savepoint(self, transaction: Transaction, savepoint: SessionTransaction) -> None:
         try:
+            if self._watched is not None:
+                # Listeners may swallow what goes wrong in that.
+                self._watched.session.flush()
             self.check_time(transaction._deadline)
+            self._check_fitness(transaction)
             savepoint.commit()
+        except _NotFit:
+            self.end(transaction, Decision.COMMIT)
+            return
         except BaseException as error:
             self._fail(transaction, error)
             raise
@@ -393,9 +445,11 @@ class Stack(Guard):
         del self._stack[self._stack.index(transaction) :]
         if not self._stack:
             self.restricted = False
+            self._marks.clear()
         transaction._outcome = outcome
         # Its errors have tracebacks, whose frames have it.
-        transaction._savepoint = transaction._root = transaction._doom = transaction._suspects = None
+        transaction._savepoint = transaction._root = transaction._suspects = None
+        transaction._doom = transaction._curable = None
 
     def _abandon(self, savepoints: list[Transaction]) -> None:
         """Roll back savepoints that nobody left."""

@@ -58,7 +58,7 @@ class Deadline:
         return monotonic() >= self.at
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Joined:
     """A block that has joined a transaction and is running."""
 
@@ -67,6 +67,9 @@ class Joined:
     deadline: Deadline | None
     savepoint: SessionTransaction | None = None
     """The innermost savepoint at its beginning; one of the user's own can be rolled back, and the block with it."""
+
+    within: NestedTransaction | None = None
+    """The same, of one that was made of a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Transaction:
         "__weakref__",
         "_blocks",
         "_by_block",
+        "_curable",
         "_deadline",
         "_doom",
         "_hooks",
@@ -145,6 +149,9 @@ class Transaction:
         self._deadline = deadline_of(options, label)
 
         self._doom: Doom | None = None
+        self._curable: Doom | None = None
+        """One that goes with a savepoint that the user has made of a connection, when that is rolled back."""
+
         self._suspects: dict[Connection, DBAPIError] | None = None
         """Errors that were left to the database, which may have given the transaction up."""
 
@@ -197,7 +204,7 @@ class Transaction:
         """Active, doomed or completed."""
         if self._outcome is not None or self._released:
             return State.COMPLETED
-        return State.ACTIVE if self._doom is None else State.DOOMED
+        return State.ACTIVE if self._doom is None and self._curable is None else State.DOOMED
 
     @property
     def outcome(self) -> Outcome | None:
@@ -235,7 +242,11 @@ class Transaction:
 
     def _doom_by(self, doom: Doom) -> None:
         """Make a commit impossible. The first reason stays, but that an error tells more than none."""
-        if self._outcome is None and (self._doom is None or (self._doom.error is None and doom.error is not None)):
+        if self._outcome is not None:
+            return
+        if doom.within is not None:
+            self._curable = self._curable or doom
+        elif self._doom is None or (self._doom.error is None and doom.error is not None):
             self._doom = doom
 
     def _duration(self) -> float:

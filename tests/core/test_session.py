@@ -58,6 +58,12 @@ class Watcher:
     def rolling_back(self, connection: Connection) -> None:
         self.calls.append("rolling back")
 
+    def about_to_commit(self) -> None:
+        """Nothing: it may."""
+
+    def read_only_error(self, statement: str) -> Exception:
+        return LookupError(statement)
+
     def connection_wanted(self, bind: Engine | Connection) -> None:
         """Nothing: any connection will do."""
 
@@ -423,5 +429,8 @@ def test_private_parts_of_sqlalchemy(engine: Engine) -> None:
         assert entry[0] is session.connection()
         assert from_pool is True
         assert in_block is begun
+        assert begun._state.name == "ACTIVE"
+        assert callable(begun._prepare_impl)
+        assert callable(session._connection_for_bind)
     assert session._close_state.name == "CLOSED"
     assert create_engine("sqlite://", isolation_level="AUTOCOMMIT").dialect._on_connect_isolation_level == "AUTOCOMMIT"

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Generator, Iterator
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.sessions import SessionInterface
 from sqlalchemy import Engine, create_engine, event, func, insert, select, text
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool, StaticPool
 
 from flask_uow import (
     ConfigurationError,
     IncompatibleTransactionError,
+    PartialCommitError,
     Propagation,
+    ReadOnlyTransactionError,
     TransactionDoomedError,
     TransactionTimeoutError,
     UnexpectedRollbackError,
     UnitOfWork,
+    UnitOfWorkError,
+    flask_scoped_session,
     transactional,
 )
+from flask_uow._core.scope import _places
 from tests.conftest import Book, Loan, count, titles
 
 REQUIRES_NEW, NOT_SUPPORTED = Propagation.REQUIRES_NEW, Propagation.NOT_SUPPORTED
@@ -612,3 +619,500 @@ def test_waiting_for_oneself_on_sqlite(engine: Engine) -> None:
             inner.add(Book(title="lost"))
 
     assert titles(engine) == ["kept"]
+
+
+# What happens between the last flush and COMMIT
+
+
+def swallow(session: Session) -> None:
+    with suppress(DBAPIError):
+        session.connection().exec_driver_sql("SELECT * FROM missing")
+
+
+@pytest.mark.parametrize("name", ["after_insert", "after_flush", "before_commit"])
+@pytest.mark.parametrize("strict", [True, False])
+def test_error_that_a_listener_swallows_in_the_last_flush(any_engine: Engine, name: str, strict: bool) -> None:
+    """A listener that swallows an error during the flush of the commit does not make a success of what is lost."""
+    db = UnitOfWork(sessionmaker(any_engine), strict=strict)
+    ran: list[str] = []
+
+    def work() -> None:
+        with db.transaction() as session:
+            session.add(Book(title="Emma"))
+            db.on_commit(ran.append, "mail")
+
+    target: Any = Book if name == "after_insert" else Session
+    listener: Any = {
+        "after_insert": lambda _mapper, connection, _book: swallow_in(connection),
+        "after_flush": lambda session, _context: swallow(session),
+        "before_commit": swallow,
+    }[name]
+    event.listen(target, name, listener)
+    try:
+        if strict or any_engine.dialect.name == "postgresql":
+            # Where the flush comes after it, that is refused, by us or by PostgreSQL.
+            with pytest.raises((UnexpectedRollbackError, TransactionDoomedError, InternalError)):
+                work()
+        else:
+            work()
+    finally:
+        event.remove(target, name, listener)
+
+    stored = [] if strict or any_engine.dialect.name == "postgresql" else ["Emma"]
+    assert titles(any_engine) == stored
+    assert ran == (["mail"] if stored else [])
+
+
+def swallow_in(connection: Any) -> None:
+    with suppress(DBAPIError):
+        connection.exec_driver_sql("SELECT * FROM missing")
+
+
+def test_error_that_a_listener_swallows_in_a_savepoint(any_engine: Engine, db: UnitOfWork) -> None:
+    """A savepoint is not released with such an error in it, and the transaction goes on."""
+
+    def listener(session: Session, _context: object) -> None:
+        if any(book.title == "inside" for book in session.new):
+            swallow(session)
+
+    event.listen(Session, "after_flush", listener)
+    try:
+        with db.transaction() as session:
+            session.add(Book(title="before"))
+            with pytest.raises(UnexpectedRollbackError), db.savepoint():
+                session.add(Book(title="inside"))
+            session.add(Book(title="after"))
+    finally:
+        event.remove(Session, "after_flush", listener)
+
+    assert titles(any_engine) == ["after", "before"]
+
+
+@pytest.mark.parametrize("twophase", [False, True])
+def test_rollback_only_in_the_last_flush(postgresql: Engine, twophase: bool) -> None:
+    """A listener may still ask for a rollback, which is quiet, while the commit flushes."""
+    db = UnitOfWork(sessionmaker(postgresql, twophase=twophase))
+
+    def listener(_session: Session, _context: object) -> None:
+        db.set_rollback_only()
+
+    event.listen(Session, "after_flush", listener)
+    try:
+        with db.transaction() as session:
+            session.add(Book(title="lost"))
+    finally:
+        event.remove(Session, "after_flush", listener)
+
+    assert titles(postgresql) == []
+
+
+# Tasks
+
+
+def test_tasks_and_registries(any_engine: Engine, app: Flask) -> None:
+    """A registry has one session for a context: a second task that suspends is refused, and nothing gets lost."""
+    registry = flask_scoped_session(sessionmaker(any_engine))
+    db = UnitOfWork(registry, app)
+
+    @app.post("/")
+    @transactional
+    async def view() -> str:
+        registry.add(Book(title="order"))
+
+        async def audit(number: int) -> None:
+            with db.transaction(propagation=REQUIRES_NEW):
+                registry.add(Book(title=f"audit {number}"))
+                await asyncio.sleep(0)
+
+        results = await asyncio.gather(audit(1), audit(2), return_exceptions=True)
+        return type(results[1]).__name__
+
+    # On SQLite the order has not been sent yet.
+    answer = app.test_client().post("/")
+
+    assert answer.text == "ConfigurationError"
+    assert titles(any_engine) == ["audit 1", "order"]
+
+
+def test_joined_blocks_of_tasks(engine: Engine) -> None:
+    """Each of the blocks that tasks have joined has its own deadline, whichever ends first."""
+    db = UnitOfWork(sessionmaker(engine))
+    ended: list[str] = []
+
+    async def work() -> None:
+        other_is_in, other_is_out = asyncio.Event(), asyncio.Event()
+
+        async def short() -> None:
+            with db.transaction(timeout=0.01, name="short") as session:
+                session.connection()
+                other_is_in.set()
+                await other_is_out.wait()
+                sum(range(3_000_000))
+
+        async def other() -> None:
+            await other_is_in.wait()
+            with db.transaction(timeout=60, name="other"):
+                pass
+            other_is_out.set()
+
+        with db.transaction() as session:
+            session.add(Book(title="lost"))
+            try:
+                await asyncio.gather(short(), other())
+            except TransactionTimeoutError as error:
+                ended.append(str(error.timeout))
+                raise
+
+    with pytest.raises(TransactionTimeoutError):
+        asyncio.run(work())
+
+    assert ended == ["0.01"]
+    assert titles(engine) == []
+
+
+def test_standalone_block_that_is_left_elsewhere(engine: Engine) -> None:
+    """A block that was entered in another context takes nobody else's place when it is left here."""
+    db = UnitOfWork(sessionmaker(engine))
+
+    def body() -> Generator[None, None, None]:
+        with db.transaction():
+            yield
+
+    elsewhere = body()
+    copy_context().run(next, elsewhere)
+
+    with suppress(LookupError), db.transaction() as session:
+        elsewhere.close()
+        assert db.session is session
+        with db.transaction() as joined:
+            assert joined is session
+            joined.add(Book(title="lost"))
+        raise LookupError
+
+    assert titles(engine) == []
+
+
+# Connections of somebody else's
+
+
+@pytest.mark.parametrize("options", [{"read_only": True}, {"timeout": 60}, {}])
+def test_transaction_of_the_test_is_not_ended(any_engine: Engine, app: Flask, options: dict[str, Any]) -> None:
+    """A block on a Connection that a test is in a transaction on leaves that transaction alone."""
+    with any_engine.connect() as connection:
+        outer = connection.begin()
+        begin_on(connection)
+        connection.execute(insert(Book).values(title="by the test"))
+        db = UnitOfWork(sessionmaker(connection), app, isolation_level="SERIALIZABLE")
+        with app.app_context():
+            db.session.scalars(select(Book)).all()
+            with db.transaction(**options) as session:
+                found = session.scalars(select(Book.title)).all()
+            with (
+                pytest.raises(IncompatibleTransactionError, match="bound to a Connection"),
+                db.transaction(isolation_level="READ COMMITTED"),
+            ):
+                db.session.connection()
+        still = connection.scalars(select(Book.title)).all()
+        outer.rollback()
+
+    assert found == still == ["by the test"]
+
+
+def begin_on(connection: Any) -> None:
+    """Let Python's sqlite3 begin, as SQLAlchemy's documentation advises for tests."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN")
+
+
+def test_two_sessions_on_one_connection(engine: Engine) -> None:
+    """A session that comes and goes on another's Connection leaves the other's errors to be noticed."""
+    with engine.connect() as connection:
+        outer_transaction = connection.begin()
+        begin_on(connection)
+        factory = sessionmaker(connection, join_transaction_mode="create_savepoint")
+        first, second = UnitOfWork(factory), UnitOfWork(factory)
+
+        with pytest.raises(UnexpectedRollbackError), first.transaction() as session:
+            session.add(Book(title="lost"))
+            session.flush()
+            with second.transaction() as other:
+                other.add(Book(title="other"))
+            fail_in(session)
+        stored = connection.scalars(select(Book.title)).all()
+        outer_transaction.rollback()
+
+    assert stored == []
+
+
+def test_read_only_on_a_bound_connection(any_engine: Engine) -> None:
+    """Read-only is seen to on a test's Connection as well, although no server does."""
+    with any_engine.connect() as connection:
+        outer = connection.begin()
+        begin_on(connection)
+        db = UnitOfWork(sessionmaker(connection, join_transaction_mode="create_savepoint"))
+        with (
+            pytest.raises(ReadOnlyTransactionError, match="INSERT INTO book"),
+            db.transaction(read_only=True) as session,
+        ):
+            session.execute(insert(Book).values(title="lost"))
+        connection.execute(insert(Book).values(title="by the test"))
+        outer.rollback()
+
+    assert titles(any_engine) == []
+
+
+def test_partial_commit_on_connections_again(engine: Engine, postgresql: Engine) -> None:
+    """Connections that a second session begins on are noted for the second one."""
+    with engine.connect() as books, postgresql.connect() as others:
+        db = UnitOfWork(sessionmaker(binds={Book: books, Loan: others}))
+        seen = set()
+        for number in range(100):
+            with pytest.raises((IntegrityError, PartialCommitError)) as caught, db.transaction() as session:
+                session.add(Book(title=str(number)))
+                session.add(Loan(book_id=404))
+            for connection in (books, others):
+                # Its maker is to give up what could not be committed.
+                connection.rollback()
+            seen.add(type(caught.value))
+            expected = 1 if isinstance(caught.value, PartialCommitError) else 0
+            assert count(engine) == expected
+            with engine.begin() as cleaning:
+                cleaning.execute(text("DELETE FROM book"))
+            if number > 2 and len(seen) > 1:
+                break
+
+    assert seen == {IntegrityError, PartialCommitError}
+
+
+# Savepoints of the Core
+
+
+@pytest.mark.parametrize("way", ["raise", "rollback only"])
+def test_savepoint_of_the_core_heals_no_more_than_itself(any_engine: Engine, db: UnitOfWork, way: str) -> None:
+    """What a joined block has done before a savepoint of its own is not made whole by the savepoint's rollback."""
+    with pytest.raises(UnexpectedRollbackError), db.transaction() as session:
+        connection = session.connection()
+        with suppress(LookupError), db.transaction():
+            session.execute(insert(Book).values(title="half"))
+            savepoint = connection.begin_nested()
+            fail_in(session)
+            if way == "raise":
+                raise LookupError
+            db.set_rollback_only()
+        savepoint.rollback()
+
+    assert titles(any_engine) == []
+
+
+def test_joined_block_in_a_savepoint_of_the_core(any_engine: Engine, db: UnitOfWork) -> None:
+    """A joined block that fails inside a savepoint of a connection goes with it."""
+    with db.transaction() as session:
+        session.execute(insert(Book).values(title="before"))
+        with pytest.raises(LookupError), session.connection().begin_nested(), db.transaction():
+            session.execute(insert(Book).values(title="inside"))
+            raise LookupError
+        session.add(Book(title="after"))
+
+    assert titles(any_engine) == ["after", "before"]
+
+
+@pytest.mark.parametrize("outer", ["core", "session"])
+def test_savepoint_around_a_savepoint_of_the_core(any_engine: Engine, db: UnitOfWork, outer: str) -> None:
+    """An error that is swallowed in an inner one is gone with the outer one, too."""
+    with db.transaction() as session:
+        session.execute(insert(Book).values(title="before"))
+        around = session.connection().begin_nested() if outer == "core" else session.begin_nested()
+        with pytest.raises(TransactionDoomedError), around, session.connection().begin_nested():
+            session.execute(insert(Book).values(title="inside"))
+            fail_in(session)
+        session.add(Book(title="after"))
+
+    assert titles(any_engine) == ["after", "before"]
+
+
+def test_hooks_of_a_savepoint_of_the_core(any_engine: Engine, db: UnitOfWork) -> None:
+    """Hooks that were registered in a savepoint of a connection go with its work."""
+    ran: list[object] = []
+
+    with db.transaction() as session:
+        db.on_commit(ran.append, "before")
+        savepoint = session.connection().begin_nested()
+        session.execute(insert(Book).values(title="lost"))
+        db.on_commit(ran.append, "inside")
+        db.on_commit(ran.append, "inside, too")
+        db.on_rollback(ran.append)
+        savepoint.rollback()
+        with session.connection().begin_nested():
+            session.execute(insert(Book).values(title="kept"))
+            db.on_commit(ran.append, "released")
+
+    assert ran == [None, "before", "released"]
+    assert titles(any_engine) == ["kept"]
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_savepoint_of_ones_own_that_is_closed(any_engine: Engine, db: UnitOfWork, failing: bool) -> None:
+    """close() undoes a savepoint of one's own as rollback() does, and its hooks with it."""
+    ran: list[object] = []
+
+    with db.transaction() as session:
+        session.execute(insert(Book).values(id=7, title="before"))
+        savepoint = session.begin_nested()
+        db.on_commit(ran.append, "inside")
+        session.add(Book(id=7 if failing else 8, title="lost"))
+        with suppress(IntegrityError):
+            session.flush()
+        savepoint.close()
+
+    assert ran == []
+    assert titles(any_engine) == ["before"]
+
+
+# Settings that stay, and settings that give way
+
+
+def test_settings_after_a_commit_by_hand(any_engine: Engine) -> None:
+    """With manual_commit="allow" the rest of the block has the level and the deadline that the first part had."""
+    db = UnitOfWork(sessionmaker(any_engine), isolation_level="SERIALIZABLE", timeout=60, manual_commit="allow")
+    seen: list[object] = []
+
+    with db.transaction() as session:
+        for title in ("first", "second"):
+            session.add(Book(title=title))
+            session.flush()
+            transaction = db.current_transaction
+            assert transaction is not None
+            assert transaction._deadline is not None
+            seen.append((session.connection().get_isolation_level(), transaction._deadline.at))
+            session.commit()
+
+    assert seen[0] == seen[1]
+    assert titles(any_engine) == ["first", "second"]
+
+
+def test_a_level_that_is_asked_for_beats_the_setting(postgresql: Engine) -> None:
+    """Who asks for a connection at a level has it, where only the setting says otherwise."""
+    db = UnitOfWork(sessionmaker(postgresql), isolation_level="READ COMMITTED")
+
+    with db.transaction() as session:
+        connection = session.connection(execution_options={"isolation_level": "SERIALIZABLE"})
+        level = connection.get_isolation_level()
+
+    assert level == "SERIALIZABLE"
+
+
+@pytest.mark.parametrize("auto_commit", [True, False])
+def test_the_setting_and_work_from_before(any_engine: Engine, app: Flask, auto_commit: bool) -> None:
+    """UOW_ISOLATION_LEVEL is no reason to refuse what somebody has written before, which is kept with the rest."""
+    app.config |= {"UOW_AUTO_COMMIT": auto_commit, "UOW_ISOLATION_LEVEL": "SERIALIZABLE"}
+    db = UnitOfWork(sessionmaker(any_engine))
+
+    class Interface(SessionInterface):
+        def open_session(self, app: Flask, request: object) -> None:
+            db.session.add(Book(title="by the session"))
+            db.session.flush()
+
+    app.session_interface = Interface()
+    db.init_app(app)
+
+    @app.post("/")
+    @transactional
+    def view() -> str:
+        db.session.add(Book(title="by the view"))
+        return "stored"
+
+    assert app.test_client().post("/").status_code == 200
+    assert titles(any_engine) == ["by the session", "by the view"]
+
+
+def test_a_view_that_cannot_have_its_level(postgresql: Engine, app: Flask) -> None:
+    """What keeps a view from its own level is an error like any other: handlers can query, and it is a 500."""
+    db = UnitOfWork(sessionmaker(postgresql))
+
+    class Interface(SessionInterface):
+        def open_session(self, app: Flask, request: object) -> None:
+            db.session.add(Book(title="lost"))
+            db.session.flush()
+
+    app.session_interface = Interface()
+    db.init_app(app)
+
+    @app.route("/<int:swallows>", methods=["POST"])
+    @transactional(isolation_level="SERIALIZABLE")
+    def view(swallows: int) -> str:
+        if swallows:
+            with suppress(IncompatibleTransactionError):
+                db.session.add(Book(title="lost, too"))
+        else:
+            db.session.add(Book(title="lost, too"))
+        return "stored"
+
+    @app.errorhandler(UnitOfWorkError)
+    def handle(error: UnitOfWorkError) -> tuple[str, int]:
+        return f"{type(error).__name__}, {len(db.session.scalars(select(Book)).all())} books", 500
+
+    client = app.test_client()
+
+    assert client.post("/0").text == "IncompatibleTransactionError, 0 books"
+    assert client.post("/1").text == "UnexpectedRollbackError, 0 books"
+    assert titles(postgresql) == []
+
+
+def test_read_only_with_a_row_factory(engine: Engine) -> None:
+    """SQLite's rows may be of any kind."""
+    other = create_engine(engine.url)
+
+    @event.listens_for(other, "connect")
+    def _use_rows(connection: Any, _record: object) -> None:
+        connection.row_factory = sqlite3.Row
+
+    with (
+        pytest.raises(ReadOnlyTransactionError),
+        UnitOfWork(sessionmaker(other)).transaction(read_only=True) as session,
+    ):
+        session.execute(insert(Book).values(title="lost"))
+    other.dispose()
+
+    assert titles(engine) == []
+
+
+def test_locks_are_no_reading(mariadb: Engine, app: Flask) -> None:
+    """Rows that were locked outside any transaction stay locked, and a block that would begin anew is refused."""
+    db = UnitOfWork(sessionmaker(mariadb), app)
+
+    with app.app_context():
+        db.session.scalars(select(Book).with_for_update()).all()
+        with pytest.raises(IncompatibleTransactionError), db.transaction(isolation_level="SERIALIZABLE"):
+            pytest.fail("the body ran")
+
+
+def test_connection_that_was_invalidated(postgresql: Engine) -> None:
+    """A transaction whose connection somebody has given up is not told of as stored."""
+    db = UnitOfWork(sessionmaker(postgresql))
+
+    with pytest.raises(UnexpectedRollbackError, match="given it up"), db.transaction() as session:
+        session.add(Book(title="lost"))
+        session.flush()
+        session.connection().invalidate()
+
+    assert titles(postgresql) == []
+
+
+def test_places_are_not_kept(engine: Engine) -> None:
+    """Blocks that are left in another context than they were entered in leave nothing behind."""
+    db = UnitOfWork(sessionmaker(engine))
+
+    def body() -> Generator[None, None, None]:
+        with db.transaction(propagation=REQUIRES_NEW):
+            yield
+
+    with db.transaction():
+        for _ in range(5):
+            generator = body()
+            next(generator)
+            copy_context().run(generator.close)
+        with db.transaction(propagation=REQUIRES_NEW):
+            pass
+        kept = len(_places.get())
+
+    assert kept == 0
