@@ -411,9 +411,9 @@ class Stack(Guard):
 
     def _release_savepoint(self, transaction: Transaction, savepoint: SessionTransaction) -> None:
         try:
-            if self._watched is not None:
-                # Listeners may swallow what goes wrong in that.
-                self._watched.session.flush()
+            assert self._watched is not None
+            # Listeners may swallow what goes wrong in that.
+            self._watched.session.flush()
             self.check_time(transaction._deadline)
             self._check_fitness(transaction)
             savepoint.commit()

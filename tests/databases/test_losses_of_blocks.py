@@ -706,6 +706,26 @@ def test_rollback_only_in_the_last_flush(postgresql: Engine, twophase: bool) -> 
     assert titles(postgresql) == []
 
 
+def test_rollback_only_in_the_flush_of_a_savepoint(any_engine: Engine, db: UnitOfWork) -> None:
+    """So it is in a savepoint, and what is around it goes on."""
+
+    def listener(session: Session, _context: object) -> None:
+        if any(book.title == "inside" for book in session.new):
+            db.set_rollback_only()
+
+    event.listen(Session, "after_flush", listener)
+    try:
+        with db.transaction() as session:
+            session.add(Book(title="before"))
+            with db.savepoint():
+                session.add(Book(title="inside"))
+            session.add(Book(title="after"))
+    finally:
+        event.remove(Session, "after_flush", listener)
+
+    assert titles(any_engine) == ["after", "before"]
+
+
 # Tasks
 
 
@@ -807,11 +827,14 @@ def test_transaction_of_the_test_is_not_ended(any_engine: Engine, app: Flask, op
             db.session.scalars(select(Book)).all()
             with db.transaction(**options) as session:
                 found = session.scalars(select(Book.title)).all()
-            with (
-                pytest.raises(IncompatibleTransactionError, match="bound to a Connection"),
-                db.transaction(isolation_level="READ COMMITTED"),
-            ):
-                db.session.connection()
+            for before in ("", "SELECT 1"):
+                if before:
+                    db.session.execute(text(before))
+                with (
+                    pytest.raises(IncompatibleTransactionError, match="bound to a Connection"),
+                    db.transaction(isolation_level="READ COMMITTED"),
+                ):
+                    db.session.connection()
         still = connection.scalars(select(Book.title)).all()
         outer.rollback()
 
@@ -842,6 +865,48 @@ def test_two_sessions_on_one_connection(engine: Engine) -> None:
         outer_transaction.rollback()
 
     assert stored == []
+
+
+def test_two_sessions_that_leave_in_the_wrong_order(engine: Engine) -> None:
+    """A session that leaves first takes nothing from the one that is on the Connection now."""
+    with engine.connect() as connection:
+        outer_transaction = connection.begin()
+        begin_on(connection)
+        factory = sessionmaker(connection, join_transaction_mode="create_savepoint")
+        first, second = UnitOfWork(factory).transaction(), UnitOfWork(factory).transaction()
+
+        first.__enter__().connection()
+        session = second.__enter__()
+        session.connection()
+        with suppress(Exception):
+            first.__exit__(LookupError, LookupError(), None)
+        fail_in(session)
+        with pytest.raises(UnexpectedRollbackError):
+            second.__exit__(None, None, None)
+        outer_transaction.rollback()
+
+    assert titles(engine) == []
+
+
+def test_factory_that_begins_on_a_connection(engine: Engine) -> None:
+    """A session that was handed out begun on its maker's Connection is watched, and the Connection left alone."""
+    with engine.connect() as connection:
+        outer = connection.begin()
+        begin_on(connection)
+
+        def open_session() -> Session:
+            session = Session(connection, join_transaction_mode="create_savepoint")
+            session.connection()
+            return session
+
+        db = UnitOfWork(open_session)
+        with pytest.raises(UnexpectedRollbackError), db.transaction(read_only=True) as session:
+            fail_in(session)
+        with db.transaction() as session:
+            session.add(Book(title="seen by the test alone"))
+        outer.rollback()
+
+    assert titles(engine) == []
 
 
 def test_read_only_on_a_bound_connection(any_engine: Engine) -> None:
