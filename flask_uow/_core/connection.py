@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event
@@ -62,8 +61,7 @@ class Supervisor(Protocol):
         """Learn that a savepoint could not be rolled back: the database has undone more than it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Demands:
+class Demands(NamedTuple):
     """What a transaction asks of its connections."""
 
     block: str
@@ -162,10 +160,11 @@ def take(connection: Connection, supervisor: Supervisor, demands: Demands | None
     watch = _watch(connection, supervisor, supervised=demands is not None, bound=bound)
     if demands is None or supervisor.restricted:
         watch.attend(connection)
-    begin_at_once(connection)
+    driver = connection.connection.driver_connection
+    _begin_at_once(connection, driver)
     if demands is not None:
-        refuse_autocommit(connection)
-        if demands.read_only and (bound or not _make_read_only(connection)):
+        _refuse_autocommit(connection, driver)
+        if demands.read_only and (bound or not _make_read_only(connection, driver)):
             watch.refuses_writing = True
             watch.attend(connection)
 
@@ -218,7 +217,11 @@ def refuse_autocommit(connection: Connection) -> None:
     Raises:
         ConfigurationError: It does.
     """
-    if _commits_by_itself(connection):
+    _refuse_autocommit(connection, connection.connection.driver_connection)
+
+
+def _refuse_autocommit(connection: Connection, driver: Any) -> None:
+    if _commits_by_itself(connection, driver):
         raise ConfigurationError(
             "isolation_level",
             f"of a connection of {connection.engine!r} is AUTOCOMMIT: each statement would be stored at once, and no "
@@ -287,6 +290,8 @@ def has_given_up(connection: Connection) -> bool:
     """
     if connection.invalidated:
         return True
+    if connection.dialect.name != "postgresql":
+        return False
     info = getattr(connection.connection.driver_connection, "info", None)
     status = getattr(info, "transaction_status", None)
     return status is not None and int(status) == _IN_ERROR
@@ -326,7 +331,10 @@ _WRITES: Final = re.compile(
 
 def begin_at_once(connection: Connection) -> None:
     """Send BEGIN where the driver would wait with it."""
-    driver = connection.connection.driver_connection
+    _begin_at_once(connection, connection.connection.driver_connection)
+
+
+def _begin_at_once(connection: Connection, driver: Any) -> None:
     if isinstance(driver, sqlite3.Connection) and _begins_late(driver):
         if driver.isolation_level:
             connection.exec_driver_sql(f"BEGIN {driver.isolation_level}")
@@ -346,9 +354,8 @@ def _begins_late(driver: sqlite3.Connection) -> bool:
     return legacy and driver.isolation_level is not None and not driver.in_transaction
 
 
-def _commits_by_itself(connection: Connection) -> bool:
+def _commits_by_itself(connection: Connection, driver: Any) -> bool:
     """Whether the connection is in autocommit mode, set in SQLAlchemy or in the driver."""
-    driver = connection.connection.driver_connection
     if isinstance(driver, sqlite3.Connection):
         # Without an isolation level it is left to listeners of the user's to send BEGIN.
         return not driver.in_transaction
@@ -362,9 +369,8 @@ def _commits_by_itself(connection: Connection) -> bool:
     return bool(dbapi.get_autocommit() if callable(autocommit) else autocommit)  # type: ignore[union-attr]
 
 
-def _make_read_only(connection: Connection) -> bool:
+def _make_read_only(connection: Connection, driver: Any) -> bool:
     """Let the server refuse to write, where the execution options have not done it, and return whether it can."""
-    driver = connection.connection.driver_connection
     if isinstance(driver, sqlite3.Connection):
         if not driver.execute("PRAGMA query_only").fetchone()[0]:
             driver.execute("PRAGMA query_only = ON")

@@ -122,6 +122,8 @@ class Overseer(Supervisor, Protocol):
 
 _SHADOWED: Final = ("commit", "rollback", "close", "reset", "begin")
 
+_OURS: Final = (*_SHADOWED, "_connection_for_bind")
+
 
 class WatchedSession:
     """A user's session whose end is ours to decide.
@@ -130,7 +132,7 @@ class WatchedSession:
     until `release` takes them away again.
     """
 
-    __slots__ = ("_begun", "_bound", "_overseer", "_passing", "_sent", "_source", "session")
+    __slots__ = ("_begun", "_bound", "_demands", "_overseer", "_passing", "_sent", "_source", "session")
 
     def __init__(self, session: Session, source: SessionSource, overseer: Overseer) -> None:
         _check(session)
@@ -139,6 +141,9 @@ class WatchedSession:
         self._overseer = overseer
         self._begun: SessionTransaction | None = None
         self._passing = False
+        self._demands: Demands | None = None
+        """What is demanded of the connection that is about to begin."""
+
         self._bound: list[Connection] = []
         """The connections that it was given by its maker, and has begun on."""
 
@@ -200,7 +205,7 @@ class WatchedSession:
             # A test's, perhaps, and the session is about to open a savepoint in it.
             begin_at_once(bind)
         overseer.connection_wanted(bind)
-        demands = overseer.demands()
+        demands = self._demands = overseer.demands()
         if demands is not None and (ours := execution_options(bind, demands)):
             asked = options or {}
             # A setting is not what this block has asked for.
@@ -263,7 +268,7 @@ class WatchedSession:
         if not from_pool:
             self._bound.append(connection)
         try:
-            take(connection, self._overseer, self._overseer.demands(), bound=not from_pool)
+            take(connection, self._overseer, self._demands, bound=not from_pool)
         except Exception as error:
             self._overseer.no_connection(error)
             raise
@@ -447,8 +452,9 @@ class WatchedSession:
     def unwatch(self) -> None:
         """Give the session its own methods back."""
         self._let_go()
-        for name in (*_SHADOWED, "_connection_for_bind"):
-            vars(self.session).pop(name, None)
+        attributes = vars(self.session)
+        for name in _OURS:
+            attributes.pop(name, None)
         for connection in self._bound:
             give_back(connection, self._overseer)
         root = self.session.get_transaction()
