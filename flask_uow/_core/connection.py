@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, Final, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
@@ -19,6 +19,7 @@ from flask_uow.errors import ConfigurationError, IncompatibleTransactionError
 
 __all__ = [
     "Demands",
+    "Savepoints",
     "Supervisor",
     "adopt",
     "attend",
@@ -26,6 +27,7 @@ __all__ = [
     "begun",
     "bound_to_a_connection",
     "execution_options",
+    "follow",
     "give_back",
     "has_given_up",
     "has_written",
@@ -34,6 +36,10 @@ __all__ = [
     "relax",
     "take",
 ]
+
+
+Savepoints = frozenset[tuple[Connection, str]]
+"""Savepoints by their names, which are of one connection each."""
 
 
 class Supervisor(Protocol):
@@ -50,8 +56,8 @@ class Supervisor(Protocol):
         """Learn that the database refused something, and return a better error to raise, if there is one."""
         ...
 
-    def rolling_back(self, connection: Connection) -> None:
-        """Learn that the innermost savepoint of a connection is about to be rolled back."""
+    def rolled_back(self, connection: Connection, savepoint: str) -> None:
+        """Learn that a savepoint of a connection that is followed was rolled back."""
 
     def read_only_error(self, statement: str) -> Exception:
         """Return what to raise for a statement that would write in a read-only transaction."""
@@ -72,6 +78,8 @@ class Demands(NamedTuple):
     read_only: bool
 
 
+_ROLLBACK_TO: Final = "ROLLBACK TO SAVEPOINT "
+
 _ALWAYS_SENT: Final = ("ROLLBACK", "XA END", "XA ROLLBACK")
 """How statements begin that are a part of rolling back."""
 
@@ -82,6 +90,7 @@ class _Watch:
     __slots__ = (
         "_attended",
         "_busy",
+        "_followed",
         "_limit",
         "_manage_limit",
         "outer",
@@ -106,6 +115,7 @@ class _Watch:
         self._limit: Limit | None = None
         self._manage_limit = manage_limit
         self._attended = False
+        self._followed = False
         self._busy = False
 
     def attend(self, connection: Connection) -> None:
@@ -113,6 +123,12 @@ class _Watch:
         if not self._attended:
             self._attended = True
             event.listen(connection, "before_cursor_execute", _before_statement)
+
+    def follow(self, connection: Connection) -> None:
+        """Tell of savepoints that are rolled back."""
+        if not self._followed:
+            self._followed = True
+            event.listen(connection, "after_cursor_execute", _after_statement)
 
     def before(self, connection: Connection, statement: str) -> None:
         if not self.supervised and not self.written:
@@ -123,7 +139,6 @@ class _Watch:
             if statement.startswith(_ALWAYS_SENT):
                 # It takes settings of a savepoint with it.
                 self._limit = None if self._limit is None else self._limit.after_rollback()
-                self.supervisor.rolling_back(connection)
                 return
             self.give(connection, self.supervisor.before_statement())
 
@@ -171,21 +186,29 @@ def take(connection: Connection, supervisor: Supervisor, demands: Demands | None
 
 def _watch(connection: Connection, supervisor: Supervisor, *, supervised: bool, bound: bool) -> _Watch:
     watch = _Watch(supervisor, supervised=supervised, manage_limit=not bound)
-    before = _watches.get(connection) if bound else None
-    if before is not None:
-        watch.outer = before if before.supervisor is not supervisor else before.outer
+    if bound:
+        give_back(connection, supervisor)
+        watch.outer = _watches.get(connection)
     _watches[connection] = watch
     return watch
 
 
 def give_back(connection: Connection, supervisor: Supervisor) -> None:
-    """Let the session that was on a bound connection before be told of it again."""
+    """Forget that a session was on a bound connection, which tells the one before it again if it was the last."""
+    kept = [watch for watch in _watches_of(connection) if watch.supervisor is not supervisor]
+    for watch, outer in zip(kept, (*kept[1:], None), strict=False):
+        watch.outer = outer
+    if kept:
+        _watches[connection] = kept[0]
+    else:
+        _watches.pop(connection, None)
+
+
+def _watches_of(connection: Connection) -> Iterator[_Watch]:
     watch = _watches.get(connection)
-    if watch is not None and watch.supervisor is supervisor:
-        if watch.outer is None:
-            del _watches[connection]
-        else:
-            _watches[connection] = watch.outer
+    while watch is not None:
+        yield watch
+        watch = watch.outer
 
 
 def adopt(connection: Connection, supervisor: Supervisor, *, bound: bool) -> None:
@@ -199,6 +222,11 @@ def adopt(connection: Connection, supervisor: Supervisor, *, bound: bool) -> Non
 def attend(connection: Connection) -> None:
     """Ask the supervisor of a connection that is watched before each statement, from now on."""
     _watches[connection].attend(connection)
+
+
+def follow(connection: Connection) -> None:
+    """Tell the supervisor of a connection that is watched of savepoints that are rolled back, from now on."""
+    _watches[connection].follow(connection)
 
 
 def begun(connection: Connection) -> None:
@@ -424,6 +452,12 @@ def _before_statement(connection: Connection, _cursor: Any, statement: str, *_re
         watch.before(connection, statement)
 
 
+def _after_statement(connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
+    watch = _watches.get(connection)
+    if watch is not None and statement.startswith(_ROLLBACK_TO):
+        watch.supervisor.rolled_back(connection, statement.removeprefix(_ROLLBACK_TO).strip())
+
+
 def _handle_error(context: ExceptionContext) -> Exception | None:
     error = context.sqlalchemy_exception
     connection = context.connection
@@ -431,7 +465,7 @@ def _handle_error(context: ExceptionContext) -> Exception | None:
     if connection is None or watch is None or not isinstance(error, DBAPIError):
         return None
 
-    if (context.statement or "").startswith("ROLLBACK TO SAVEPOINT"):
+    if (context.statement or "").startswith(_ROLLBACK_TO):
         watch.supervisor.savepoint_lost(error)
         return None
     return watch.supervisor.statement_failed(error, connection)

@@ -10,10 +10,11 @@ from textwrap import shorten
 from time import monotonic
 from typing import Final
 
-from sqlalchemy import Connection, NestedTransaction
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import SessionTransaction
 
+from flask_uow._core.connection import Savepoints
 from flask_uow._core.faults import ends_the_transaction, is_locked, is_out_of_time, is_read_only
 from flask_uow._core.hooks import Hooks
 from flask_uow._core.runtime import Runtime
@@ -44,7 +45,7 @@ class Guard(ABC):
         self._suspended: str | None = None
         """The transaction that is suspended meanwhile, if its place was taken."""
 
-        self._marks: dict[NestedTransaction, int] = {}
+        self._marks: dict[tuple[Connection, str], int] = {}
         """Where the hooks begin that were registered in savepoints that the user has made of a connection."""
 
         self.restricted = False
@@ -124,11 +125,13 @@ class Guard(ABC):
         transaction: Transaction,
         reason: str,
         error: BaseException | None,
-        within: NestedTransaction | None = None,
+        within: Savepoints = frozenset(),
     ) -> None:
-        """Make a commit of *transaction* impossible, but for a rollback of the savepoint *within* it."""
+        """Make a commit of *transaction* impossible, but for a rollback of one of the savepoints *within* it."""
         transaction._doom_by(Doom(reason, error, within))
         self._restrict()
+        if within and self._watched is not None:
+            self._watched.follow()
 
     def _restrict(self) -> None:
         """Look at each statement before it is sent."""
@@ -137,15 +140,13 @@ class Guard(ABC):
         if self._watched is not None:
             self._watched.restrict()
 
-    def rolling_back(self, connection: Connection) -> None:
-        """Forget what went wrong in a savepoint that the user has made of a connection, and rolls back."""
-        savepoint = connection.get_nested_transaction()
+    def rolled_back(self, connection: Connection, savepoint: str) -> None:
+        """Forget what went wrong, and the hooks, in a savepoint that the user has made of a connection."""
         for transaction in self._stack:
-            doom = transaction._curable
-            # One inside it is over, and was not released: that was refused.
-            if doom is not None and doom.within is not None and (doom.within is savepoint or not doom.within.is_active):
+            if transaction._curable is not None and (connection, savepoint) in transaction._curable.within:
                 transaction._curable = None
-        if savepoint is not None and (mark := self._marks.pop(savepoint, None)) is not None:
+        mark = self._marks.pop((connection, savepoint), None)
+        if mark is not None:
             self._undo_hooks(self._stack[-1]._hooks.drop_since(mark), sys.exception())
 
     @abstractmethod
@@ -165,7 +166,7 @@ class Guard(ABC):
         better = self._better(error)
         if self._runtime.strict or better is not None or ends_the_transaction(error, connection):
             first = better or error
-            within = self._watched.own_savepoint_of(connection)
+            within = self._watched.within_own_savepoint(connection)
             self._failed(f"the database refused a statement ({brief(first)})", first, within)
         else:
             self._stack[0]._suspects = {connection: error, **(self._stack[0]._suspects or {})}
@@ -184,9 +185,9 @@ class Guard(ABC):
         deadline = self.nearest_deadline() if self.restricted and is_out_of_time(error) else None
         return self.out_of_time(deadline) if deadline is not None and deadline.is_over else None
 
-    def _failed(self, reason: str, error: Exception, within: NestedTransaction | None = None) -> None:
+    def _failed(self, reason: str, error: Exception, within: Savepoints = frozenset()) -> None:
         savepoint = self._own_savepoint()
-        if savepoint is None or within is not None or self._watched is None:
+        if savepoint is None or within or self._watched is None:
             self.doom(self._stack[-1], reason, error, within)
         else:
             self._watched.spoil(savepoint, reason, error)

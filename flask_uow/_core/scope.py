@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from flask_uow._core.connection import Demands
+from flask_uow._core.connection import Demands, Savepoints
 from flask_uow._core.events import Removed
 from flask_uow._core.guard import brief
 from flask_uow._core.options import ManualCommit, Options
@@ -153,6 +153,22 @@ class Scope(Stack):
             del places[self]
         _places.set(places)
 
+    def resume_guests(self) -> None:
+        """Give the blocks that the body of a stream is in their places again, in whatever context it goes on."""
+        places, scope = _current_places(), self
+        while scope._guests:
+            scope_inside = places[scope] = scope._guests[-1]
+            scope = scope_inside
+        _places.set(places)
+
+    def suspend_guests(self) -> None:
+        """Undo `resume_guests`."""
+        places, scope = _current_places(), self
+        while scope._guests:
+            places.pop(scope, None)
+            scope = scope._guests[-1]
+        _places.set(places)
+
     def swap(self) -> None:
         """Let a registry hand out this scope's session, or again the one that it handed out before."""
         self._parked = self._runtime.source.exchange(self._parked)
@@ -222,7 +238,7 @@ class Scope(Stack):
         deadline = deadline_of(options, label)
         if deadline is not None:
             self._restrict()
-        within = None if self._watched is None else self._watched.own_savepoint()
+        within: Savepoints = frozenset() if self._watched is None else self._watched.within_own_savepoint()
         block = Joined(label, options, deadline, self._own_savepoint(), within)
         transaction._blocks.append(block)
         return transaction, block
@@ -246,8 +262,7 @@ class Scope(Stack):
                 self._watched.spoil(savepoint, reason, error)
                 self._restrict()
             else:
-                within = None if self._watched is None else self._watched.own_savepoint()
-                self.doom(transaction, reason, error, within if within is block.within else None)
+                self.doom(transaction, reason, error, block.within)
         elif block.deadline is not None:
             self.relax()
 

@@ -16,12 +16,14 @@ from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from flask_uow._core.connection import (
     Demands,
+    Savepoints,
     Supervisor,
     adopt,
     attend,
     begin_at_once,
     begun,
     execution_options,
+    follow,
     give_back,
     has_given_up,
     has_written,
@@ -144,7 +146,7 @@ class WatchedSession:
         self._demands: Demands | None = None
         """What is demanded of the connection that is about to begin."""
 
-        self._bound: list[Connection] = []
+        self._bound: dict[Connection, None] = {}
         """The connections that it was given by its maker, and has begun on."""
 
         self._sent: list[Engine] = []
@@ -162,7 +164,7 @@ class WatchedSession:
             for connection in self.connections():
                 bound = not root._connections[connection][3]
                 if bound:
-                    self._bound.append(connection)
+                    self._bound[connection] = None
                 adopt(connection, overseer, bound=bound)
 
     def _called(self, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -182,10 +184,6 @@ class WatchedSession:
         """Stand in for the method that flushes before COMMIT, and listeners may swallow what goes wrong in that."""
         root = self.session.get_transaction()
         assert root is not None
-        if self.session.twophase:
-            # It prepares as well.
-            self.session.flush()
-            self._overseer.about_to_commit()
         type(root)._prepare_impl(root)
         if not self.session.twophase:
             self._overseer.about_to_commit()
@@ -266,7 +264,9 @@ class WatchedSession:
             self._note_commits()
         _, _, _, from_pool = root._connections[connection]
         if not from_pool:
-            self._bound.append(connection)
+            self._bound[connection] = None
+        if self.session.twophase and not connection.get_nested_transaction():
+            event.listen(connection, "prepare_twophase", lambda *_: self._overseer.about_to_commit())
         try:
             take(connection, self._overseer, self._demands, bound=not from_pool)
         except Exception as error:
@@ -287,20 +287,33 @@ class WatchedSession:
         root = self.session.get_transaction()
         return [] if root is None else list({entry[0]: None for entry in root._connections.values()})
 
-    def own_savepoint(self) -> NestedTransaction | None:
-        """Return the innermost savepoint of any connection, if it was made past the session."""
-        savepoints = (self.own_savepoint_of(connection) for connection in self.connections())
-        return next((savepoint for savepoint in savepoints if savepoint is not None), None)
+    def own_savepoints(self) -> Iterator[tuple[Connection, str]]:
+        """Yield the savepoints that were made of the session's connections, past the session."""
+        for connection in self.connections():
+            for savepoint in _chain(connection):
+                if not self._is_of_session(savepoint):
+                    yield connection, savepoint._savepoint
 
-    def own_savepoint_of(self, connection: Connection) -> NestedTransaction | None:
-        """Return the innermost savepoint of *connection*, if it was made past the session."""
-        innermost = connection.get_nested_transaction()
+    def within_own_savepoint(self, connection: Connection | None = None) -> Savepoints:
+        """Return the savepoints around what is done next, if the innermost was made of a connection."""
+        for each in self.connections() if connection is None else (connection,):
+            chain = list(_chain(each))
+            if chain and not self._is_of_session(chain[0]):
+                return frozenset((each, savepoint._savepoint) for savepoint in chain)
+        return frozenset()
+
+    def _is_of_session(self, savepoint: NestedTransaction) -> bool:
         transaction = self.session.get_nested_transaction() or self.session.get_transaction()
         while transaction is not None:
-            if any(entry[1] is innermost for entry in transaction._connections.values()):
-                return None
+            if any(entry[1] is savepoint for entry in transaction._connections.values()):
+                return True
             transaction = transaction.parent
-        return innermost
+        return False
+
+    def follow(self) -> None:
+        """Tell of savepoints of the session's connections that are rolled back."""
+        for connection in self.connections():
+            follow(connection)
 
     def has_changes(self) -> bool:
         """Whether a rollback would lose anything; of a session that began outside any transaction."""
@@ -510,6 +523,14 @@ def shared(bind: Engine | Connection) -> str | None:
     if isinstance(bind.pool, (StaticPool, SingletonThreadPool)):
         return f"the pool of {bind!r} is a {type(bind.pool).__name__}, which has one connection"
     return None
+
+
+def _chain(connection: Connection) -> Iterator[NestedTransaction]:
+    """Yield the savepoints of a connection, the innermost first."""
+    savepoint = connection.get_nested_transaction()
+    while savepoint is not None:
+        yield savepoint
+        savepoint = savepoint._previous_nested
 
 
 def unsaved(session: Session) -> Iterator[str]:

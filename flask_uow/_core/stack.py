@@ -164,19 +164,19 @@ class Stack(Guard):
         if drain is not None and drain.moment is hook.moment and drain.depth == len(self._stack):
             drain.hooks.add(hook)
         elif (transaction := self.current()) is not None:
-            self._mark_own_savepoint(transaction)
+            self._mark_own_savepoints(transaction)
             transaction._hooks.add(hook)
         elif run_if_inactive:
             run_now(hook)
         else:
             raise TransactionRequiredError(f"{hook.moment.value}()")
 
-    def _mark_own_savepoint(self, transaction: Transaction) -> None:
-        """Remember where the hooks begin that go with a savepoint that the user has made of a connection."""
-        savepoint = None if self._watched is None else self._watched.own_savepoint()
-        if savepoint is not None:
+    def _mark_own_savepoints(self, transaction: Transaction) -> None:
+        """Remember where the hooks begin that go with savepoints that the user has made of a connection."""
+        for savepoint in () if self._watched is None else self._watched.own_savepoints():
             self._marks.setdefault(savepoint, transaction._hooks.mark())
-            self._restrict()
+        if self._marks and self._watched is not None:
+            self._watched.follow()
 
     # Beginning
 

@@ -72,9 +72,11 @@ class Stream(Iterator[Y], Generic[Y]):
         enter_scope(self._scope, runtime, outer, self._label)
         if outer is None:
             self._scope.swap()
+        self._scope.resume_guests()
         try:
             return step()
         finally:
+            self._scope.suspend_guests()
             if outer is None:
                 self._scope.swap()
             leave_scope(self._scope, runtime, outer)

@@ -8,10 +8,11 @@ from time import monotonic, perf_counter
 from typing import Any, Self
 from uuid import uuid4
 
-from sqlalchemy import Connection, NestedTransaction
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import SessionTransaction
 
+from flask_uow._core.connection import Savepoints
 from flask_uow._core.hooks import Hooks
 from flask_uow._core.options import Options
 from flask_uow.errors import ConfigurationError
@@ -68,8 +69,8 @@ class Joined:
     savepoint: SessionTransaction | None = None
     """The innermost savepoint at its beginning; one of the user's own can be rolled back, and the block with it."""
 
-    within: NestedTransaction | None = None
-    """The same, of one that was made of a connection."""
+    within: Savepoints = frozenset()
+    """Those around it, if the innermost was made of a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,8 @@ class Doom:
 
     reason: str
     error: BaseException | None
-    within: NestedTransaction | None = None
-    """The savepoint that the user has made of a connection, whose rollback makes everything well."""
+    within: Savepoints = frozenset()
+    """Savepoints that the user has made of a connection: the rollback of any of them makes everything well."""
 
     @property
     def is_final(self) -> bool:
@@ -244,7 +245,7 @@ class Transaction:
         """Make a commit impossible. The first reason stays, but that an error tells more than none."""
         if self._outcome is not None:
             return
-        if doom.within is not None:
+        if doom.within:
             self._curable = self._curable or doom
         elif self._doom is None or (self._doom.error is None and doom.error is not None):
             self._doom = doom

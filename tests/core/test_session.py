@@ -55,8 +55,8 @@ class Watcher:
         self.errors.append(error)
         return None
 
-    def rolling_back(self, connection: Connection) -> None:
-        self.calls.append("rolling back")
+    def rolled_back(self, connection: Connection, savepoint: str) -> None:
+        self.calls.append(f"rolled back {savepoint}")
 
     def about_to_commit(self) -> None:
         """Nothing: it may."""
@@ -430,6 +430,9 @@ def test_private_parts_of_sqlalchemy(engine: Engine) -> None:
         assert from_pool is True
         assert in_block is begun
         assert begun._state.name == "ACTIVE"
+        with session.connection().begin_nested() as outer, session.connection().begin_nested() as inner:
+            assert inner._previous_nested is outer
+            assert inner._savepoint.startswith("sa_savepoint_")
         assert callable(begun._prepare_impl)
         assert callable(session._connection_for_bind)
     assert session._close_state.name == "CLOSED"

@@ -20,6 +20,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from flask_uow import (
     ConfigurationError,
+    HookError,
     IncompatibleTransactionError,
     PartialCommitError,
     Propagation,
@@ -32,6 +33,7 @@ from flask_uow import (
     flask_scoped_session,
     transactional,
 )
+from flask_uow._core.connection import _watches_of
 from flask_uow._core.scope import _places
 from tests.conftest import Book, Loan, count, titles
 
@@ -1181,3 +1183,167 @@ def test_places_are_not_kept(engine: Engine) -> None:
         kept = len(_places.get())
 
     assert kept == 0
+
+
+# What a savepoint of the Core heals, and what it takes with it
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_later_savepoint_heals_nothing(any_engine: Engine, strict: bool) -> None:
+    """A failure in a savepoint that was released is not made good by the rollback of another one."""
+    db = UnitOfWork(sessionmaker(any_engine), strict=strict)
+
+    with pytest.raises((UnexpectedRollbackError, TransactionDoomedError)), db.transaction() as session:
+        with session.connection().begin_nested(), suppress(LookupError), db.transaction():
+            session.execute(insert(Book).values(title="half"))
+            raise LookupError
+        with suppress(LookupError), db.savepoint():
+            session.execute(insert(Book).values(title="other"))
+            raise LookupError
+
+    assert titles(any_engine) == []
+
+
+def test_a_savepoint_of_another_connection_heals_nothing(engine: Engine, postgresql: Engine) -> None:
+    """Nor is it made good by one of another engine, which has the same name."""
+    db = UnitOfWork(sessionmaker(binds={Book: engine, Loan: postgresql}))
+
+    with pytest.raises((UnexpectedRollbackError, TransactionDoomedError)), db.transaction() as session:
+        books, loans = session.connection({"mapper": Book}), session.connection({"mapper": Loan})
+        here, there = books.begin_nested(), loans.begin_nested()
+        loans.execute(insert(Book).values(title="half"))
+        with suppress(DBAPIError):
+            loans.exec_driver_sql("SELECT * FROM missing")
+        here.rollback()
+        there.commit()
+
+    assert titles(postgresql) == []
+
+
+@pytest.mark.filterwarnings("ignore:nested transaction already deassociated")
+@pytest.mark.parametrize("inner", ["core", "savepoint", "session", "open"])
+def test_hooks_inside_of_a_savepoint_of_the_core(any_engine: Engine, db: UnitOfWork, inner: str) -> None:
+    """Hooks go with the savepoint of a connection around them, whatever else was between."""
+    ran: list[str] = []
+
+    with db.transaction() as session:
+        connection = session.connection()
+        around = connection.begin_nested()
+        db.on_commit(ran.append, "around")
+        if inner == "open":
+            connection.begin_nested()
+            db.on_commit(ran.append, "inside")
+        else:
+            blocks: dict[str, Any] = {
+                "core": connection.begin_nested,
+                "savepoint": db.savepoint,
+                "session": session.begin_nested,
+            }
+            with blocks[inner]():
+                session.execute(insert(Book).values(title="lost"))
+                db.on_commit(ran.append, "inside")
+        around.rollback()
+        session.execute(insert(Book).values(title="kept"))
+
+    assert ran == []
+    assert titles(any_engine) == ["kept"]
+
+
+def test_hook_that_fails_at_the_rollback_of_a_savepoint_of_the_core(any_engine: Engine, app: Flask) -> None:
+    """A hook runs when the savepoint is rolled back already, and what it raises changes nothing of that."""
+    db = UnitOfWork(sessionmaker(any_engine), hook_errors="raise")
+    seen: list[int] = []
+
+    def fail(_error: object) -> None:
+        seen.append(len(db.session.scalars(select(Book)).all()))
+        raise LookupError
+
+    with db.transaction() as session:
+        session.execute(insert(Book).values(title="kept"))
+        savepoint = session.connection().begin_nested()
+        session.execute(insert(Book).values(title="undone"))
+        fail_in(session)
+        db.on_rollback(fail)
+        with pytest.raises(HookError):
+            savepoint.rollback()
+
+    assert seen == [1]
+    assert titles(any_engine) == ["kept"]
+
+
+# Streams in many contexts
+
+
+def test_stream_that_is_read_in_many_contexts(any_engine: Engine, db: UnitOfWork, app: Flask) -> None:
+    """What a stream has suspended is there for its next item, in whatever context that is asked for."""
+    db.init_app(app)
+
+    @db.stream
+    def body() -> Iterator[str]:
+        with db.transaction(propagation=REQUIRES_NEW) as session:
+            for title in ("first", "second"):
+                assert db.session is session
+                session.add(Book(title=title))
+                yield title
+        raise LookupError
+
+    with app.app_context():
+        reading = body()
+        titles_read = [copy_context().run(next, reading) for _ in range(2)]
+        with pytest.raises(LookupError):
+            copy_context().run(next, reading)
+
+    assert titles_read == ["first", "second"]
+    assert titles(any_engine) == ["first", "second"]
+
+
+# Two phases, and sessions that take turns
+
+
+@pytest.mark.parametrize("twophase", [False, True])
+@pytest.mark.parametrize("way", ["rollback only", "swallow"])
+def test_before_commit_of_sqlalchemy(mariadb: Engine, twophase: bool, way: str) -> None:
+    """A listener to SQLAlchemy's own before_commit may ask for a rollback, and cannot hide an error."""
+    db = UnitOfWork(sessionmaker(mariadb, twophase=twophase))
+
+    def listener(session: Session) -> None:
+        if way == "rollback only":
+            db.set_rollback_only()
+        else:
+            session.flush()
+            swallow(session)
+
+    def work() -> None:
+        with db.transaction() as session:
+            session.add(Book(title="lost"))
+
+    event.listen(Session, "before_commit", listener)
+    try:
+        if way == "rollback only":
+            work()
+        else:
+            with pytest.raises(UnexpectedRollbackError):
+                work()
+    finally:
+        event.remove(Session, "before_commit", listener)
+
+    assert titles(mariadb) == []
+
+
+def test_sessions_that_take_turns_on_a_connection(engine: Engine) -> None:
+    """However often two sessions take turns on one Connection, nothing piles up."""
+    with engine.connect() as connection:
+        outer = connection.begin()
+        begin_on(connection)
+        factory = sessionmaker(connection, join_transaction_mode="create_savepoint")
+        first, second = UnitOfWork(factory), UnitOfWork(factory)
+        with first.transaction(propagation=Propagation.NEVER), second.transaction(propagation=Propagation.NEVER):
+            for _ in range(10):
+                for each in (first, second):
+                    each.session.add(Book(title="seen by the test alone"))
+                    each.session.commit()
+            watching = len(list(_watches_of(connection)))
+        left = len(list(_watches_of(connection)))
+        outer.rollback()
+
+    assert (watching, left) == (2, 0)
