@@ -266,7 +266,9 @@ class WatchedSession:
         if not from_pool:
             self._bound[connection] = None
         if self.session.twophase and not connection.get_nested_transaction():
-            event.listen(connection, "prepare_twophase", lambda *_: self._overseer.about_to_commit())
+            if connection not in _prepared_for:
+                event.listen(connection, "prepare_twophase", _preparing)
+            _prepared_for[connection] = self._overseer
         try:
             take(connection, self._overseer, self._demands, bound=not from_pool)
         except Exception as error:
@@ -514,6 +516,14 @@ _sent_by: WeakKeyDictionary[Connection, list[Engine]] = WeakKeyDictionary()
 
 def _sending_commit(connection: Connection, *_rest: Any) -> None:
     _sent_by[connection].append(connection.engine)
+
+
+_prepared_for: WeakKeyDictionary[Connection, Overseer] = WeakKeyDictionary()
+"""Who is asked before the first phase of a session with two."""
+
+
+def _preparing(connection: Connection, _transaction_id: object) -> None:
+    _prepared_for[connection].about_to_commit()
 
 
 def shared(bind: Engine | Connection) -> str | None:
