@@ -266,8 +266,8 @@ class WatchedSession:
         if not from_pool:
             self._bound[connection] = None
         if self.session.twophase and not connection.get_nested_transaction():
-            if connection not in _prepared_for:
-                event.listen(connection, "prepare_twophase", _preparing)
+            # Listening again is no second listening.
+            event.listen(connection, "prepare_twophase", _preparing)
             _prepared_for[connection] = self._overseer
         try:
             take(connection, self._overseer, self._demands, bound=not from_pool)

@@ -207,3 +207,17 @@ def test_a_listener_that_fails_is_no_partial_commit(engine: Engine, other: Engin
         session.add(Loan(book_id=1))
 
     assert (count(engine), loans(other)) == (1, 1)
+
+
+def test_two_phases_on_a_connection_again(mariadb: Engine) -> None:
+    """A session on a Connection of its maker's can commit in two phases again and again, each one looked at."""
+    with mariadb.connect() as connection:
+        db = UnitOfWork(sessionmaker(connection, twophase=True), manual_commit="allow")
+        with db.transaction() as session:
+            for title in ("first", "second"):
+                session.add(Book(title=title))
+                session.commit()
+            event.listen(session, "before_commit", lambda _session: db.set_rollback_only())
+            session.add(Book(title="lost"))
+
+    assert count(mariadb) == 2
