@@ -6,7 +6,7 @@ import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event
@@ -67,15 +67,28 @@ class Supervisor(Protocol):
         """Learn that a savepoint could not be rolled back: the database has undone more than it."""
 
 
-class Demands(NamedTuple):
+class Demands(Protocol):
     """What a transaction asks of its connections."""
 
-    block: str
-    isolation_level: str | None
-    is_default: bool
-    """Whether the level is the setting's, and not the block's own."""
+    @property
+    def _label(self) -> str:
+        """What to call its block in a message."""
+        ...
 
-    read_only: bool
+    @property
+    def isolation_level(self) -> str | None:
+        """The level, or None for the engine's own."""
+        ...
+
+    @property
+    def _is_default_level(self) -> bool:
+        """Whether the level is the setting's, and not the block's own."""
+        ...
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it may not write."""
+        ...
 
 
 _ROLLBACK_TO: Final = "ROLLBACK TO SAVEPOINT "
@@ -267,9 +280,11 @@ def execution_options(bind: Engine | Connection, demands: Demands) -> dict[str, 
         IncompatibleTransactionError: *bind* is a Connection, whose isolation level is not ours to set.
     """
     level = demands.isolation_level
+    if level is None and not demands.read_only:
+        return {}
     if isinstance(bind, Connection):
-        if level is not None and not demands.is_default:
-            raise bound_to_a_connection(demands.block, level)
+        if level is not None and not demands._is_default_level:
+            raise bound_to_a_connection(demands._label, level)
         return {}
 
     dialect = bind.dialect

@@ -358,12 +358,7 @@ class Scope(Stack):
 
     def demands(self) -> Demands | None:
         """Say what the outermost transaction demands of its connections; one that is planned comes into being here."""
-        if self.current() is None:
-            return None
-        outermost = self._stack[0]
-        level = outermost.isolation_level
-        is_default = outermost._options.isolation_level is None
-        return Demands(outermost._label, level, is_default, outermost.read_only)
+        return None if self.current() is None else self._stack[0]
 
     def connection_wanted(self, bind: Engine | Connection) -> None:
         """Refuse what a suspended transaction may be on already.

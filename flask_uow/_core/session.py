@@ -207,7 +207,7 @@ class WatchedSession:
         if demands is not None and (ours := execution_options(bind, demands)):
             asked = options or {}
             # A setting is not what this block has asked for.
-            options = {**ours, **asked} if demands.is_default and not demands.read_only else {**asked, **ours}
+            options = {**ours, **asked} if demands._is_default_level and not demands.read_only else {**asked, **ours}
         try:
             connection = find(root, bind, options)
             if demands is None:
@@ -239,7 +239,9 @@ class WatchedSession:
 
     def has_given_up(self) -> bool:
         """Whether a database has given up its transaction, and would not say so at COMMIT."""
-        return any(map(has_given_up, self.connections()))
+        root = self.session.get_transaction()
+        # Each is there twice, and the answer costs less than to find that out.
+        return root is not None and any(has_given_up(entry[0]) for entry in root._connections.values())
 
     def refuse_autocommit(self) -> None:
         """Raise if a connection that the session has begun on commits each statement by itself.

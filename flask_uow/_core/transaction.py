@@ -191,6 +191,11 @@ class Transaction:
         return self._options.name or self._label
 
     @property
+    def _is_default_level(self) -> bool:
+        """Whether its isolation level is the setting's, and not the block's own."""
+        return self._options.isolation_level is None
+
+    @property
     def depth(self) -> int:
         """0 for an outermost transaction, 1 for a savepoint in it, and so on."""
         return 0 if self.parent is None else self.parent.depth + 1
