@@ -49,7 +49,6 @@ class Block:
         "_label",
         "_options",
         "_outer",
-        "_owns_scope",
         "_scope",
         "_transaction",
     )
@@ -60,7 +59,6 @@ class Block:
         self._label = label
         self._entered = False
         self._joined: Joined | None = None
-        self._owns_scope = False
         self._outer: Scope | None = None
         self._transaction: Transaction | None = None
 
@@ -92,14 +90,13 @@ class Block:
         step = decide(
             self._options.propagation, active=None if active is None else active._label, wanted_by=self._label
         )
-        suspends = outer is not None and step in _SUSPENDING
-        if outer is not None and suspends:
-            outer.refuse_shared_connection(self._label)
-
         self._outer = outer
-        self._owns_scope = outer is None or suspends
-        self._scope = Scope(runtime) if outer is None or suspends else outer
-        if self._owns_scope:
+        if outer is not None and step in _SUSPENDING:
+            outer.refuse_shared_connection(self._label)
+            self._scope = Scope(runtime)
+        else:
+            self._scope = outer or Scope(runtime)
+        if self._scope is not outer:
             enter_scope(self._scope, runtime, outer, self._label)
         try:
             self._take(step)
@@ -134,7 +131,7 @@ class Block:
             self._leave_scope(error)
 
     def _leave_scope(self, error: BaseException | None) -> None:
-        if self._owns_scope:
+        if self._scope is not self._outer:
             try:
                 self._scope.close(error)
             finally:

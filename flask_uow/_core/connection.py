@@ -342,7 +342,10 @@ def has_given_up(connection: Connection) -> bool:
 
 _IN_ERROR: Final = 3
 
-_COMMENT: Final = re.compile(r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)+", re.DOTALL)
+_SKIPPED: Final = r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)"
+"""What can stand before the first word of a statement."""
+
+_BEGINNING: Final = re.compile(f"{_SKIPPED}+", re.DOTALL)
 
 _QUERIES: Final = frozenset(
     {"SELECT", "WITH", "EXPLAIN", "TABLE", "VALUES", "SHOW", "PRAGMA", "SAVEPOINT", "RELEASE", "ROLLBACK"}
@@ -351,21 +354,20 @@ _QUERIES: Final = frozenset(
 
 def _only_reads(statement: str) -> bool:
     """Whether a statement begins like a query; in doubt it does not."""
-    beginning = _COMMENT.match(statement)
+    beginning = _BEGINNING.match(statement)
     words = statement[beginning.end() if beginning else 0 :].split(maxsplit=1)
     verb = words[0].upper() if words else ""
     return verb in _QUERIES and _LOCKS_OR_WRITES.search(statement) is None
 
 
 _LOCKS_OR_WRITES: Final = re.compile(
-    r"\b(INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|MERGE\s+INTO|FOR\s+UPDATE|FOR\s+(NO\s+KEY\s+)?(UPDATE|SHARE)|"
+    r"\b(INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|MERGE\s+INTO|FOR\s+(NO\s+KEY\s+)?(UPDATE|SHARE)|"
     r"LOCK\s+IN\s+SHARE\s+MODE)\b",
     re.IGNORECASE,
 )
 
 _WRITES: Final = re.compile(
-    r"(\s|\(|--[^\n]*\n|/\*.*?\*/)*(INSERT|UPDATE|DELETE|MERGE|REPLACE|CREATE|ALTER|DROP|TRUNCATE)\b",
-    re.IGNORECASE | re.DOTALL,
+    rf"{_SKIPPED}*(INSERT|UPDATE|DELETE|MERGE|REPLACE|CREATE|ALTER|DROP|TRUNCATE)\b", re.IGNORECASE | re.DOTALL
 )
 
 

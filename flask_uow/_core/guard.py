@@ -186,9 +186,20 @@ class Guard(ABC):
         return self.out_of_time(deadline) if deadline is not None and deadline.is_over else None
 
     def _failed(self, reason: str, error: Exception, within: Savepoints = frozenset()) -> None:
-        savepoint = self._own_savepoint()
-        if savepoint is None or within or self._watched is None:
-            self.doom(self._stack[-1], reason, error, within)
+        savepoint = None if within else self._own_savepoint()
+        self._spoil_or_doom(savepoint, self._stack[-1], reason, error, within)
+
+    def _spoil_or_doom(
+        self,
+        savepoint: SessionTransaction | None,
+        transaction: Transaction,
+        reason: str,
+        error: BaseException,
+        within: Savepoints,
+    ) -> None:
+        """Keep *savepoint*, one of the user's own, from being released, or *transaction* from committing."""
+        if savepoint is None or self._watched is None:
+            self.doom(transaction, reason, error, within)
         else:
             self._watched.spoil(savepoint, reason, error)
             self._restrict()

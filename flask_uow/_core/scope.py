@@ -157,8 +157,8 @@ class Scope(Stack):
         """Give the blocks that the body of a stream is in their places again, in whatever context it goes on."""
         places, scope = _current_places(), self
         while scope._guests:
-            scope_inside = places[scope] = scope._guests[-1]
-            scope = scope_inside
+            guest = scope._guests[-1]
+            places[scope], scope = guest, guest
         _places.set(places)
 
     def suspend_guests(self) -> None:
@@ -257,12 +257,8 @@ class Scope(Stack):
         if error is not None and decision is Decision.ROLLBACK:
             reason = f"{block.label}, which had joined it, failed with {type(error).__name__}"
             # A savepoint of the user's own around it can be rolled back alone. One begun inside it was left behind.
-            savepoint = self._own_savepoint()
-            if savepoint is not None and savepoint is block.savepoint and self._watched is not None:
-                self._watched.spoil(savepoint, reason, error)
-                self._restrict()
-            else:
-                self.doom(transaction, reason, error, block.within)
+            savepoint = block.savepoint if block.savepoint is self._own_savepoint() else None
+            self._spoil_or_doom(savepoint, transaction, reason, error, block.within)
         elif block.deadline is not None:
             self.relax()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Final, Protocol
@@ -162,10 +162,7 @@ class WatchedSession:
             self.created(root)
             overseer.began(root)
             for connection in self.connections():
-                bound = not root._connections[connection][3]
-                if bound:
-                    self._bound[connection] = None
-                adopt(connection, overseer, bound=bound)
+                adopt(connection, overseer, bound=self._note_bound(root, connection))
 
     def _called(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Stand in for a method that settles."""
@@ -234,14 +231,12 @@ class WatchedSession:
     @property
     def is_bound(self) -> bool:
         """Whether it has begun on a connection of its maker's, who may be in a transaction on it."""
-        root = self.session.get_transaction()
-        return root is not None and any(not from_pool for _, _, _, from_pool in root._connections.values())
+        return any(not from_pool for _, _, _, from_pool in self._entries())
 
     def has_given_up(self) -> bool:
         """Whether a database has given up its transaction, and would not say so at COMMIT."""
-        root = self.session.get_transaction()
         # Each is there twice, and the answer costs less than to find that out.
-        return root is not None and any(has_given_up(entry[0]) for entry in root._connections.values())
+        return any(has_given_up(entry[0]) for entry in self._entries())
 
     def refuse_autocommit(self) -> None:
         """Raise if a connection that the session has begun on commits each statement by itself.
@@ -264,18 +259,22 @@ class WatchedSession:
         # Each is there under itself, and under its engine.
         if len(root._connections) > 2:  # noqa: PLR2004
             self._note_commits()
-        _, _, _, from_pool = root._connections[connection]
-        if not from_pool:
-            self._bound[connection] = None
+        bound = self._note_bound(root, connection)
         if self.session.twophase and not connection.get_nested_transaction():
-            # Listening again is no second listening.
             event.listen(connection, "prepare_twophase", _preparing)
             _prepared_for[connection] = self._overseer
         try:
-            take(connection, self._overseer, self._demands, bound=not from_pool)
+            take(connection, self._overseer, self._demands, bound=bound)
         except Exception as error:
             self._overseer.no_connection(error)
             raise
+
+    def _note_bound(self, root: SessionTransaction, connection: Connection) -> bool:
+        """Return whether the session was given *connection* by its maker, and remember it."""
+        _, _, _, from_pool = root._connections[connection]
+        if not from_pool:
+            self._bound[connection] = None
+        return not from_pool
 
     def flushes(self) -> None:
         """Let the overseer know that changes are about to be written."""
@@ -288,8 +287,12 @@ class WatchedSession:
 
     def connections(self) -> list[Connection]:
         """Return the connections that the session has begun on, in the order in which it did."""
+        return list({entry[0]: None for entry in self._entries()})
+
+    def _entries(self) -> Collection[tuple[Connection, Any, bool, bool]]:
+        """Return what SQLAlchemy keeps of each connection, last whether it is from a pool; each is there twice."""
         root = self.session.get_transaction()
-        return [] if root is None else list({entry[0]: None for entry in root._connections.values()})
+        return () if root is None else root._connections.values()
 
     def own_savepoints(self) -> Iterator[tuple[Connection, str]]:
         """Yield the savepoints that were made of the session's connections, past the session."""
@@ -325,10 +328,8 @@ class WatchedSession:
 
     def shared_connection(self) -> str | None:
         """Return why a second session would have the same connection, where it would."""
-        root = self.session.get_transaction()
         binds: list[Engine | Connection] = [
-            connection.engine if from_pool else connection
-            for connection, _, _, from_pool in ([] if root is None else root._connections.values())
+            connection.engine if from_pool else connection for connection, _, _, from_pool in self._entries()
         ]
         try:
             binds.append(self.session.get_bind())
@@ -364,9 +365,9 @@ class WatchedSession:
     def _note_commits(self) -> None:
         """Keep the order in which several engines commit. SQLAlchemy has none, and tells of each before it does."""
         for connection in self.connections():
-            if connection not in _sent_by:
-                for name in ("commit", "commit_twophase"):
-                    event.listen(connection, name, _sending_commit)
+            # Listening again is no second listening.
+            for name in ("commit", "commit_twophase"):
+                event.listen(connection, name, _sending_commit)
             _sent_by[connection] = self._sent
 
     def rollback(self) -> None:

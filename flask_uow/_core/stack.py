@@ -49,7 +49,7 @@ class _Drain:
 
 
 class _NotFit(Exception):  # noqa: N818 - nobody meets it
-    """Between the last flush and COMMIT it turned out that a transaction must not commit."""
+    """On the way to COMMIT it turned out that a transaction must not commit."""
 
 
 class Stack(Guard):
@@ -116,7 +116,7 @@ class Stack(Guard):
 
     def _begin_anew(self, transaction: Transaction, watched: WatchedSession) -> None:
         """End what the session has begun outside any transaction, so that the next one can be set as it demands."""
-        demanded = transaction._options.isolation_level is not None
+        demanded = not transaction._is_default_level
         if watched.is_bound:
             # It may be its maker's transaction. Nothing is set on it, and nothing ended.
             if demanded:
@@ -284,9 +284,8 @@ class Stack(Guard):
         try:
             if watched is not None and watched.session.in_transaction():
                 self._start(transaction)
-                if notify.wants(BeforeCommit) and not self._may_commit(transaction, watched):
-                    self.end(transaction, Decision.COMMIT, leaving)
-                    return
+                if notify.wants(BeforeCommit):
+                    self._ask_receivers(transaction, watched)
                 self._committing = transaction
                 try:
                     watched.commit()
@@ -354,15 +353,15 @@ class Stack(Guard):
         finally:
             self._telling = outer
 
-    def _may_commit(self, transaction: Transaction, watched: WatchedSession) -> bool:
-        """Flush, ask the receivers of `BeforeCommit`, and return whether they have left the transaction fit."""
+    def _ask_receivers(self, transaction: Transaction, watched: WatchedSession) -> None:
+        """Flush, ask the receivers of `BeforeCommit`, and make sure that they have left the transaction fit."""
         self._settling = True
         try:
             watched.session.flush()
             self._runtime.notify(BeforeCommit(transaction, watched.session))
         finally:
             self._settling = False
-        return not transaction._rollback_only and transaction.state is State.ACTIVE
+        self._check_fitness(transaction)
 
     def _roll_back(self, transaction: Transaction, error: BaseException | None, *, others_follow: bool = False) -> None:
         savepoint = transaction._savepoint
