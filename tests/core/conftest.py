@@ -28,6 +28,10 @@ REQUEST = Plan(Options(), "the request to 'index'", by_block=False)
 VIEW = Plan(Options(), "index()", by_block=True)
 
 
+SLOW = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1e9) SELECT max(i) FROM n"
+"""A query that takes SQLite longer than any test."""
+
+
 class Base(DeclarativeBase):
     pass
 

@@ -10,9 +10,7 @@ from sqlalchemy.pool import NullPool
 
 from flask_uow._core.propagation import Propagation
 from flask_uow.errors import TransactionDoomedError, TransactionTimeoutError, UnexpectedRollbackError
-from tests.core.conftest import Book, block, make_runtime, titles
-
-SLOW = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1e9) SELECT max(i) FROM n"
+from tests.core.conftest import SLOW, Book, block, make_runtime, titles
 
 
 def test_blocks_with_and_without_a_deadline(engine: Engine) -> None:

@@ -9,9 +9,7 @@ from sqlalchemy.dialects import mysql, oracle
 from flask_uow._core.limits import Limit, _MariaDBLimit, limit_of
 from flask_uow._core.propagation import Propagation
 from flask_uow.errors import TransactionTimeoutError
-from tests.core.conftest import Book, block, make_runtime, titles
-
-SLOW = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1e9) SELECT max(i) FROM n"
+from tests.core.conftest import SLOW, Book, block, make_runtime, titles
 
 
 def test_timeout_after_a_rolled_back_savepoint(engine: Engine) -> None:

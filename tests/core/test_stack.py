@@ -782,3 +782,21 @@ def test_names(scope: Scope) -> None:
     assert savepoint.name == "a savepoint() block"
     assert savepoint.parent is not None
     assert savepoint.parent.name == "payday"
+
+
+def test_closed_by_a_receiver(engine: Engine) -> None:
+    """A receiver under which the scope is closed, and which then fails, is told of by its own error."""
+
+    def react(_event: BeforeCommit, scope: Scope) -> None:
+        scope.close()
+        raise LookupError("too far")
+
+    scope, _ = reacting_scope(engine, react)
+    transaction = scope.begin(Options(), "the block")
+    scope.session.add(Book(title="Emma"))
+
+    with pytest.raises(LookupError, match="too far"):
+        scope.end(transaction, COMMIT)
+
+    assert transaction.outcome is Outcome.ROLLED_BACK
+    assert titles(engine) == []

@@ -25,25 +25,15 @@ from flask_uow import (
     UnitOfWork,
 )
 from tests.conftest import Book, count, titles
+from tests.databases.conftest import SLOW, fail_in
 
 NESTED, REQUIRES_NEW, NOT_SUPPORTED = Propagation.NESTED, Propagation.REQUIRES_NEW, Propagation.NOT_SUPPORTED
-
-SLOW = {
-    "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1e9) SELECT max(i) FROM n",
-    "postgresql": "SELECT pg_sleep(60)",
-    "mysql": "SELECT sleep(60)",
-}
 
 SETTINGS = {
     "sqlite": ["PRAGMA query_only", "PRAGMA busy_timeout"],
     "postgresql": ["SHOW transaction_isolation", "SHOW transaction_read_only", "SHOW statement_timeout"],
     "mysql": ["SELECT @@tx_isolation", "SELECT @@tx_read_only", "SELECT @@max_statement_time"],
 }
-
-
-@pytest.fixture
-def db(any_engine: Engine) -> UnitOfWork:
-    return UnitOfWork(sessionmaker(any_engine))
 
 
 @pytest.fixture
@@ -78,12 +68,6 @@ def settings_of(engine: Engine) -> list[object]:
 
 def slow(engine: Engine) -> Any:
     return text(SLOW[engine.dialect.name])
-
-
-def fail_in(session: Session) -> None:
-    """A statement that the database refuses, and that somebody swallows."""
-    with suppress(DBAPIError):
-        session.execute(text("SELECT * FROM missing"))
 
 
 # Propagation

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import sqlite3
-from collections.abc import Generator, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from typing import Any
 
@@ -36,19 +36,20 @@ from flask_uow import (
 from flask_uow._core.connection import _watches_of
 from flask_uow._core.scope import _places
 from tests.conftest import Book, Loan, count, titles
+from tests.databases.conftest import fail_in
 
 REQUIRES_NEW, NOT_SUPPORTED = Propagation.REQUIRES_NEW, Propagation.NOT_SUPPORTED
 DEMANDS: list[dict[str, Any]] = [{"isolation_level": "SERIALIZABLE"}, {"read_only": True}]
 
 
-@pytest.fixture
-def db(any_engine: Engine) -> UnitOfWork:
-    return UnitOfWork(sessionmaker(any_engine))
-
-
-def fail_in(session: Session) -> None:
-    with suppress(DBAPIError):
-        session.execute(text("SELECT * FROM missing"))
+@contextmanager
+def listening(target: Any, name: str, listener: Callable[..., object]) -> Iterator[None]:
+    """Let somebody listen to an event of SQLAlchemy's for a while."""
+    event.listen(target, name, listener)
+    try:
+        yield
+    finally:
+        event.remove(target, name, listener)
 
 
 # Sessions that had begun before their transaction
@@ -216,15 +217,15 @@ def test_error_that_a_listener_has_replaced(any_engine: Engine, db: UnitOfWork) 
     def replace(context: Any) -> None:
         raise OwnError from context.original_exception
 
-    event.listen(any_engine, "handle_error", replace)
-    try:
-        with pytest.raises(UnexpectedRollbackError), db.transaction() as session:
-            session.add(Book(title="lost"))
-            session.flush()
-            with pytest.raises(OwnError):
-                session.execute(text("SELECT * FROM missing"))
-    finally:
-        event.remove(any_engine, "handle_error", replace)
+    with (
+        listening(any_engine, "handle_error", replace),
+        pytest.raises(UnexpectedRollbackError),
+        db.transaction() as session,
+    ):
+        session.add(Book(title="lost"))
+        session.flush()
+        with pytest.raises(OwnError):
+            session.execute(text("SELECT * FROM missing"))
 
     assert titles(any_engine) == []
 
@@ -450,12 +451,12 @@ def test_last_flush_counts(any_engine: Engine, db: UnitOfWork) -> None:
             end.extend([0] * 1)
             sum(range(3_000_000))
 
-    event.listen(Session, "after_flush", slow)
-    try:
-        with pytest.raises(TransactionTimeoutError), db.transaction(timeout=0.01) as session:
-            session.add(Book(title="lost"))
-    finally:
-        event.remove(Session, "after_flush", slow)
+    with (
+        listening(Session, "after_flush", slow),
+        pytest.raises(TransactionTimeoutError),
+        db.transaction(timeout=0.01) as session,
+    ):
+        session.add(Book(title="lost"))
 
     assert titles(any_engine) == []
 
@@ -627,8 +628,12 @@ def test_waiting_for_oneself_on_sqlite(engine: Engine) -> None:
 
 
 def swallow(session: Session) -> None:
+    swallow_in(session.connection())
+
+
+def swallow_in(connection: Any) -> None:
     with suppress(DBAPIError):
-        session.connection().exec_driver_sql("SELECT * FROM missing")
+        connection.exec_driver_sql("SELECT * FROM missing")
 
 
 @pytest.mark.parametrize("name", ["after_insert", "after_flush", "before_commit"])
@@ -649,25 +654,17 @@ def test_error_that_a_listener_swallows_in_the_last_flush(any_engine: Engine, na
         "after_flush": lambda session, _context: swallow(session),
         "before_commit": swallow,
     }[name]
-    event.listen(target, name, listener)
-    try:
+    with listening(target, name, listener):
         if strict or any_engine.dialect.name == "postgresql":
             # Where the flush comes after it, that is refused, by us or by PostgreSQL.
             with pytest.raises((UnexpectedRollbackError, TransactionDoomedError, InternalError)):
                 work()
         else:
             work()
-    finally:
-        event.remove(target, name, listener)
 
     stored = [] if strict or any_engine.dialect.name == "postgresql" else ["Emma"]
     assert titles(any_engine) == stored
     assert ran == (["mail"] if stored else [])
-
-
-def swallow_in(connection: Any) -> None:
-    with suppress(DBAPIError):
-        connection.exec_driver_sql("SELECT * FROM missing")
 
 
 def test_error_that_a_listener_swallows_in_a_savepoint(any_engine: Engine, db: UnitOfWork) -> None:
@@ -677,15 +674,11 @@ def test_error_that_a_listener_swallows_in_a_savepoint(any_engine: Engine, db: U
         if any(book.title == "inside" for book in session.new):
             swallow(session)
 
-    event.listen(Session, "after_flush", listener)
-    try:
-        with db.transaction() as session:
-            session.add(Book(title="before"))
-            with pytest.raises(UnexpectedRollbackError), db.savepoint():
-                session.add(Book(title="inside"))
-            session.add(Book(title="after"))
-    finally:
-        event.remove(Session, "after_flush", listener)
+    with listening(Session, "after_flush", listener), db.transaction() as session:
+        session.add(Book(title="before"))
+        with pytest.raises(UnexpectedRollbackError), db.savepoint():
+            session.add(Book(title="inside"))
+        session.add(Book(title="after"))
 
     assert titles(any_engine) == ["after", "before"]
 
@@ -698,12 +691,8 @@ def test_rollback_only_in_the_last_flush(postgresql: Engine, twophase: bool) -> 
     def listener(_session: Session, _context: object) -> None:
         db.set_rollback_only()
 
-    event.listen(Session, "after_flush", listener)
-    try:
-        with db.transaction() as session:
-            session.add(Book(title="lost"))
-    finally:
-        event.remove(Session, "after_flush", listener)
+    with listening(Session, "after_flush", listener), db.transaction() as session:
+        session.add(Book(title="lost"))
 
     assert titles(postgresql) == []
 
@@ -715,15 +704,11 @@ def test_rollback_only_in_the_flush_of_a_savepoint(any_engine: Engine, db: UnitO
         if any(book.title == "inside" for book in session.new):
             db.set_rollback_only()
 
-    event.listen(Session, "after_flush", listener)
-    try:
-        with db.transaction() as session:
-            session.add(Book(title="before"))
-            with db.savepoint():
-                session.add(Book(title="inside"))
-            session.add(Book(title="after"))
-    finally:
-        event.remove(Session, "after_flush", listener)
+    with listening(Session, "after_flush", listener), db.transaction() as session:
+        session.add(Book(title="before"))
+        with db.savepoint():
+            session.add(Book(title="inside"))
+        session.add(Book(title="after"))
 
     assert titles(any_engine) == ["after", "before"]
 
@@ -1317,15 +1302,12 @@ def test_before_commit_of_sqlalchemy(mariadb: Engine, twophase: bool, way: str) 
         with db.transaction() as session:
             session.add(Book(title="lost"))
 
-    event.listen(Session, "before_commit", listener)
-    try:
+    with listening(Session, "before_commit", listener):
         if way == "rollback only":
             work()
         else:
             with pytest.raises(UnexpectedRollbackError):
                 work()
-    finally:
-        event.remove(Session, "before_commit", listener)
 
     assert titles(mariadb) == []
 

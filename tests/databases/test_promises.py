@@ -6,15 +6,9 @@ import pytest
 from flask import Flask
 from sqlalchemy import Engine, func, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.orm import sessionmaker
 
 from flask_uow import UnexpectedRollbackError, UnitOfWork
 from tests.conftest import Book, Loan, count, titles
-
-
-@pytest.fixture
-def db(any_engine: Engine) -> UnitOfWork:
-    return UnitOfWork(sessionmaker(any_engine))
 
 
 @pytest.fixture
