@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from itertools import islice
 from textwrap import shorten
 from time import monotonic
@@ -97,7 +96,7 @@ class Guard(ABC):
 
     def nearest_deadline(self) -> Deadline | None:
         """Return the deadline that is up first, of all that hold."""
-        deadlines = (deadline for transaction in self._stack for deadline in _deadlines(transaction))
+        deadlines = (deadline for transaction in self._stack for deadline in transaction._deadlines())
         return min(deadlines, key=lambda deadline: deadline.at, default=None)
 
     def out_of_time(self, deadline: Deadline) -> TransactionTimeoutError:
@@ -232,15 +231,6 @@ class Guard(ABC):
         """Return the innermost savepoint, if the user has begun it, and no block."""
         savepoint = None if self._watched is None else self._watched.session.get_nested_transaction()
         return None if not self._stack or savepoint is self._stack[-1]._savepoint else savepoint
-
-
-def _deadlines(transaction: Transaction) -> Iterator[Deadline]:
-    """Yield the deadlines that hold in *transaction*; a block that has joined it can have a closer one."""
-    if transaction._deadline is not None:
-        yield transaction._deadline
-    for block in transaction._blocks:
-        if block.deadline is not None:
-            yield block.deadline
 
 
 def caught(reason: str) -> str:

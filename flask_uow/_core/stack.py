@@ -136,7 +136,8 @@ class Stack(Guard):
         watched.rollback()
 
     def _add(self, transaction: Transaction) -> Transaction:
-        if transaction._deadline is not None:
+        # One that goes on after a commit by hand has the blocks that had joined the one before it.
+        if any(transaction._deadlines()):
             self._restrict()
         if transaction.read_only:
             listen_to_flushes()

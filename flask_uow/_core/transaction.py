@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from time import monotonic, perf_counter
@@ -245,6 +246,14 @@ class Transaction:
         while transaction._successor is not None:
             transaction = transaction._successor
         return transaction
+
+    def _deadlines(self) -> Iterator[Deadline]:
+        """Yield the deadlines that hold in it; a block that has joined it can have a closer one."""
+        if self._deadline is not None:
+            yield self._deadline
+        for block in self._blocks:
+            if block.deadline is not None:
+                yield block.deadline
 
     def _doom_by(self, doom: Doom) -> None:
         """Make a commit impossible. The first reason stays, but that an error tells more than none."""

@@ -36,7 +36,7 @@ from flask_uow import (
 from flask_uow._core.connection import _watches_of
 from flask_uow._core.scope import _places
 from tests.conftest import Book, Loan, count, titles
-from tests.databases.conftest import fail_in
+from tests.databases.conftest import SLOW, fail_in
 
 REQUIRES_NEW, NOT_SUPPORTED = Propagation.REQUIRES_NEW, Propagation.NOT_SUPPORTED
 DEMANDS: list[dict[str, Any]] = [{"isolation_level": "SERIALIZABLE"}, {"read_only": True}]
@@ -1329,3 +1329,15 @@ def test_sessions_that_take_turns_on_a_connection(engine: Engine) -> None:
         outer.rollback()
 
     assert (watching, left) == (2, 0)
+
+
+def test_deadline_of_a_joined_block_after_a_commit_by_hand(any_engine: Engine) -> None:
+    """The deadline of a joined block is the server's after a commit by hand, too."""
+    db = UnitOfWork(sessionmaker(any_engine), manual_commit="allow")
+
+    with pytest.raises(TransactionTimeoutError), db.transaction() as session, db.transaction(timeout=0.2):
+        session.add(Book(title="first"))
+        session.commit()
+        session.execute(text(SLOW[any_engine.dialect.name]))
+
+    assert titles(any_engine) == ["first"]
