@@ -13,6 +13,7 @@
     ├── TransactionDoomedError
     ├── UnexpectedRollbackError
     ├── TransactionTimeoutError
+    ├── CommitOutcomeUnknownError
     ├── PartialCommitError
     └── HookError (also ExceptionGroup)
 
@@ -25,6 +26,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Self
 
 __all__ = [
+    "CommitOutcomeUnknownError",
     "ConfigurationError",
     "HookError",
     "IncompatibleTransactionError",
@@ -258,6 +260,50 @@ class UnexpectedRollbackError(UnitOfWorkError):
             f"{self.transaction} was rolled back instead of committed, because {self.reason}. Let errors go on to the "
             "block that they end. A part that may fail alone goes into uow.savepoint() "
             "(propagation=Propagation.NESTED), and the 'try' goes around that."
+        )
+
+
+class CommitOutcomeUnknownError(UnitOfWorkError):
+    """The answer to a COMMIT was lost: its work is stored, or it is not.
+
+    No hooks were run, and nothing is tried again. ``__cause__`` is the driver's error.
+
+    Args:
+        transaction: The transaction.
+        transaction_id: Its ``id``, as receivers of signals have seen it.
+        database: The URL of its database, without the password.
+        xact_id: PostgreSQL's id of the transaction, if it was asked for before COMMIT, or None.
+        sent_at: When COMMIT was sent, in ISO 8601, UTC.
+        reason: Why the outcome could not be learnt.
+    """
+
+    def __init__(  # noqa: PLR0917 - pickling passes by position
+        self,
+        transaction: str,
+        transaction_id: str,
+        database: str,
+        xact_id: str | None,
+        sent_at: str,
+        reason: str,
+    ) -> None:
+        super().__init__(transaction, transaction_id, database, xact_id, sent_at, reason)
+        self.transaction = transaction
+        self.transaction_id = transaction_id
+        self.database = database
+        self.xact_id = xact_id
+        self.sent_at = sent_at
+        self.reason = reason
+
+    def __str__(self) -> str:
+        ask = (
+            f"ask PostgreSQL: SELECT pg_xact_status('{self.xact_id}')"
+            if self.xact_id is not None
+            else "look for its rows, or into the server's log"
+        )
+        return (
+            f"The answer to the COMMIT of {self.transaction} was lost, and {self.reason}. Its work is stored, or it is "
+            f"not: before it is done again, {ask}. It was sent at {self.sent_at} to {self.database}, for the "
+            f"transaction {self.transaction_id}."
         )
 
 

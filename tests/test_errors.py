@@ -8,6 +8,7 @@ import pytest
 
 from flask_uow import errors
 from flask_uow.errors import (
+    CommitOutcomeUnknownError,
     ConfigurationError,
     HookError,
     IncompatibleTransactionError,
@@ -39,6 +40,25 @@ EXAMPLES: list[tuple[UnitOfWorkError, dict[str, object], str]] = [
         TransactionRequiredError("on_commit()"),
         {"wanted_by": "on_commit()"},
         r"^on_commit\(\) needs an active transaction.*UOW_AUTO_COMMIT.*@transactional.*with uow\.transaction\(\)",
+    ),
+    (
+        CommitOutcomeUnknownError(
+            "transfer()", "abc", "postgresql://shop", "742", "2026-11-21T13:00:00Z", "nobody knows"
+        ),
+        {
+            "transaction": "transfer()",
+            "transaction_id": "abc",
+            "database": "postgresql://shop",
+            "xact_id": "742",
+            "sent_at": "2026-11-21T13:00:00Z",
+            "reason": "nobody knows",
+        },
+        r"^The answer to the COMMIT of transfer\(\) was lost, and nobody knows\..*SELECT pg_xact_status\('742'\)",
+    ),
+    (
+        CommitOutcomeUnknownError("transfer()", "abc", "mysql://shop", None, "2026-11-21T13:00:00Z", "nobody knows"),
+        {"xact_id": None},
+        r"^The answer to the COMMIT of transfer\(\) was lost, .*look for its rows.*mysql://shop",
     ),
     (
         ManualTransactionControlError("commit", "transfer()"),
