@@ -1,10 +1,12 @@
 """A transactional unit of work for Flask, SQLAlchemy and blinker."""
 
 from flask_uow import errors, signals
+from flask_uow._core.backoff import Backoff
 from flask_uow._core.propagation import Propagation
 from flask_uow._core.transaction import Outcome, State, Transaction
 from flask_uow.decorators import current_transaction, on_commit, on_rollback, transactional
 from flask_uow.errors import (
+    CommitOutcomeUnknownError,
     ConfigurationError,
     HookError,
     IncompatibleTransactionError,
@@ -23,6 +25,8 @@ from flask_uow.extension import UnitOfWork
 from flask_uow.scoping import current_session, flask_scoped_session
 
 __all__ = [
+    "Backoff",
+    "CommitOutcomeUnknownError",
     "ConfigurationError",
     "HookError",
     "IncompatibleTransactionError",

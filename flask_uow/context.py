@@ -9,7 +9,7 @@ request context: the key is the pair of both. On the line after it there is one 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
 from enum import Enum
 from typing import Any, Final
@@ -18,6 +18,7 @@ import flask.globals
 from flask import Flask, Request
 from flask.globals import _cv_app
 
+from flask_uow._core.retry import Attempts
 from flask_uow._core.scope import Scope
 from flask_uow.errors import NoScopeError
 
@@ -31,6 +32,7 @@ __all__ = [
     "VIEW_ENTERED",
     "Attributes",
     "Phase",
+    "RequestState",
     "Slot",
     "bound_late",
     "current_app",
@@ -82,7 +84,7 @@ Attributes = dict[str, Any]
 class Slot:
     """What belongs to one context; made when somebody asks for it."""
 
-    __slots__ = ("__weakref__", "_attributes", "plans", "scopes")
+    __slots__ = ("__weakref__", "_attributes", "attempts", "plans", "scopes")
 
     def __init__(self, attributes: Attributes) -> None:
         self._attributes = attributes
@@ -91,6 +93,9 @@ class Slot:
 
         self.scopes: dict[object, Scope] = {}
         """By the object that manages them, in the order in which they came into use."""
+
+        self.attempts: Attempts | None = None
+        """Those at the view that is running, if it may run again."""
 
     @property
     def phase(self) -> Phase | None:
@@ -232,6 +237,38 @@ else:
 
 REQUEST_CONTEXT: Final = _variable
 """The context variable of what represents a request."""
+
+
+class RequestState:
+    """What a view can leave on the current request, beside its response."""
+
+    __slots__ = ("_attributes", "after_request_functions", "g", "request")
+
+    def __init__(self) -> None:
+        context = REQUEST_CONTEXT.get()
+        self._attributes: dict[str, Any] = vars(context)
+        self.request: Request = context.request
+        self.g: object = _cv_app.get().g
+        self.after_request_functions: list[Callable[..., Any]] = context._after_request_functions
+
+    @property
+    def session(self) -> MutableMapping[str, Any]:
+        """The cookie session. The context's own property would count as an access to it."""
+        name = "_session" if "_session" in self._attributes else "session"
+        session: MutableMapping[str, Any] = self._attributes[name]
+        return session
+
+    @property
+    def flashes(self) -> Any:
+        """The messages that were taken out of the session to be shown, or None."""
+        return self._attributes.get(_FLASHES)
+
+    @flashes.setter
+    def flashes(self, flashes: Any) -> None:
+        self._attributes[_FLASHES] = flashes
+
+
+_FLASHES: Final = "_flashes" if MERGED else "flashes"
 
 Closer = Callable[[Slot | None, BaseException | None], None]
 """Ends what a slot holds; None is a context that nobody used. The context is still current."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Generator, Hashable, Iterator
 from functools import wraps
-from types import CoroutineType
-from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+from types import CoroutineType, TracebackType
+from typing import Any, Final, Literal, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
 
 from click import Command
-from flask import Blueprint
+from flask import Blueprint, has_request_context
 from werkzeug.local import LocalProxy
 
 from flask_uow._core.block import Block, Home, innermost_standalone
 from flask_uow._core.hooks import Hook, Moment, check_callback
 from flask_uow._core.options import StreamOptions, TransactionalOptions, check_options
 from flask_uow._core.propagation import can_begin
+from flask_uow._core.retry import Attempts, running
 from flask_uow._core.scope import Scope
 from flask_uow._core.stack import run_now
 from flask_uow._core.stream import Stream
@@ -23,6 +25,7 @@ from flask_uow._core.transaction import Transaction
 from flask_uow.context import current_app
 from flask_uow.errors import ConfigurationError, NoScopeError, TransactionRequiredError
 from flask_uow.plans import Policy, add_policy
+from flask_uow.reruns import NoSnapshot, Snapshot
 from flask_uow.settings import DEFAULT_NAME
 
 __all__ = [
@@ -53,14 +56,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Call(Protocol):
     """A call of a decorated function that has entered its transaction."""
 
+    @property
+    def attempts(self) -> Attempts | None:
+        """Those of which it is one, if the function is to be run again where that helps."""
+        ...
+
     def leave(self, error: BaseException | None, /) -> None:
         """End it, with what the function raised."""
+
+    def discard(self) -> None:
+        """Undo what is left of it, so that another attempt can begin."""
 
 
 class Owner(Protocol):
     """What a decorator needs of a UnitOfWork when the decorated function is called."""
 
-    def _enter(self, policy: Policy, /) -> Call: ...
+    def _enter(self, policy: Policy, attempts: Attempts | None = None, /) -> Call: ...
 
     def _scope_or_none(self) -> Scope | None: ...
 
@@ -73,8 +84,14 @@ class _Surroundings:
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
 
-    def _enter(self, policy: Policy, /) -> Call:
-        block = Block(lambda: (self._scope.runtime, self._scope), policy.options, policy.label)
+    def _enter(self, policy: Policy, attempts: Attempts | None = None, /) -> Call:
+        block = Block(
+            lambda: (self._scope.runtime, self._scope),
+            policy.options,
+            policy.label,
+            can_repeat=True,
+            attempts=attempts,
+        )
         block.enter()
         return block
 
@@ -120,9 +137,7 @@ class Decorator:
         return cast(T, wrapper)
 
     def _wrap(self, function: Callable[..., Any], policy: Policy) -> Callable[..., Any]:
-        @wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            call = self._find(policy)._enter(policy)
+        def run(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             try:
                 value = function(*args, **kwargs)
             except BaseException as error:
@@ -136,12 +151,25 @@ class Decorator:
             call.leave(None)
             return value
 
+        @wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            call = self._find(policy)._enter(policy)
+            attempts = call.attempts
+            if attempts is None:
+                return run(call, args, kwargs)
+            snapshot = _snapshot(attempts)
+            while True:
+                with _Attempt(attempts, call, snapshot) as attempt:
+                    attempt.value = run(call, args, kwargs)
+                if attempt.is_last:
+                    return attempt.value
+                attempts.wait()
+                call = self._find(policy)._enter(policy, attempts)
+
         return wrapper
 
     def _wrap_async(self, function: Callable[..., Any], policy: Policy) -> Callable[..., Any]:
-        @wraps(function)
-        async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            call = self._find(policy)._enter(policy)
+        async def run(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             try:
                 value = await function(*args, **kwargs)
             except BaseException as error:
@@ -150,7 +178,59 @@ class Decorator:
             call.leave(None)
             return value
 
+        @wraps(function)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            call = self._find(policy)._enter(policy)
+            attempts = call.attempts
+            if attempts is None:
+                return await run(call, args, kwargs)
+            snapshot = _snapshot(attempts)
+            while True:
+                with _Attempt(attempts, call, snapshot) as attempt:
+                    attempt.value = await run(call, args, kwargs)
+                if attempt.is_last:
+                    return attempt.value
+                await asyncio.sleep(attempts.count())
+                call = self._find(policy)._enter(policy, attempts)
+
         return wrapper
+
+
+class _Attempt:
+    """One of several attempts at a function: it swallows what is raised if another follows, and undoes what is left."""
+
+    __slots__ = ("_attempts", "_call", "_running", "_snapshot", "is_last", "value")
+
+    def __init__(self, attempts: Attempts, call: Call, snapshot: Snapshot | NoSnapshot) -> None:
+        self._attempts = attempts
+        self._call = call
+        self._snapshot = snapshot
+        self._running = running(attempts)
+        self.is_last = True
+        self.value: Any = None
+
+    def __enter__(self) -> Self:
+        self._running.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
+        try:
+            self.is_last = not (error is None or isinstance(error, Exception)) or not self._attempts.goes_on(error)
+        finally:
+            self._running.__exit__(None, None, None)
+        if not self.is_last:
+            self._call.discard()
+            self._snapshot.restore()
+        return not self.is_last
+
+
+def _snapshot(attempts: Attempts) -> Snapshot | NoSnapshot:
+    """Return the current request as it is, if there is one; a function can change it as a view can."""
+    if not has_request_context():
+        return NoSnapshot()
+    snapshot = Snapshot()
+    attempts.add_obstacle(snapshot.obstacle)
+    return snapshot
 
 
 class StreamDecorator:
@@ -271,6 +351,11 @@ def transactional(target: Any = None, /, **options: Unpack[TransactionalOptions]
     Args:
         target: A function, a method, or a Blueprint.
         options: propagation (`Propagation`, default REQUIRED): what to do where a transaction is active already.
+            isolation_level (str), read_only (bool), timeout (seconds): see `UnitOfWork.transaction`.
+            attempts (int, default the setting UOW_ATTEMPTS): how often the function, or the whole view, is run at most,
+            again after a serialization failure or a deadlock. retry_on (exception classes, or a function of an
+            exception to bool): after which others. backoff (`Backoff`): how long to wait in between.
+            verify, resolve_commit: what to do if the answer to COMMIT is lost; see `UnitOfWork.transaction`.
             rollback_for, no_rollback_for (exception classes): exceptions that roll back, as all do by default, or do
             not. commit_if (function of the response to bool): replaces the rule by status for a view.
             manual_commit ("error", "flush" or "allow"): what ``session.commit()`` inside does; the default is the

@@ -15,6 +15,7 @@ from flask import Flask, Response
 from werkzeug.exceptions import HTTPException, InternalServerError
 
 from flask_uow._core.policy import Decision, on_error, on_status
+from flask_uow._core.retry import NOTHING_BEFORE, Attempts, Retry, running
 from flask_uow._core.runtime import HookErrors, Plan, Runtime
 from flask_uow._core.scope import Scope
 from flask_uow._core.session import SessionSource
@@ -34,8 +35,9 @@ from flask_uow.context import (
     enter_request,
     on_leaving,
 )
-from flask_uow.errors import HookError, PartialCommitError
-from flask_uow.plans import Policy, RequestPlan, plan_request
+from flask_uow.errors import CommitOutcomeUnknownError, HookError, PartialCommitError
+from flask_uow.plans import Policy, RequestPlan, plan_request, plan_to_repeat, somebody_repeats
+from flask_uow.reruns import Snapshot
 from flask_uow.settings import KNOWN_METHODS, Settings
 from flask_uow.signals import Publisher
 
@@ -67,6 +69,8 @@ class Managed:
             strict=settings.strict,
             isolation_level=settings.isolation_level,
             timeout=settings.timeout,
+            attempts=settings.attempts,
+            resolve_commit=settings.resolve_commit,
         )
 
     def scope(self) -> Scope:
@@ -75,6 +79,8 @@ class Managed:
         scope = slot.scopes.get(self)
         if scope is None:
             scope = slot.scopes[self] = Scope(self.runtime, self.plan_in(slot))
+            if slot.attempts is not None:
+                scope.attempt(slot.attempts)
         return scope.innermost
 
     @property
@@ -92,10 +98,11 @@ class Managed:
         """Return what is done with the request of *slot*; found once for each endpoint and method."""
         plan: RequestPlan | None = slot.plans.get(self)
         if plan is None:
-            plan = slot.plans[self] = self._find_plan()
+            plan = slot.plans[self] = self.find_plan()
         return plan
 
-    def _find_plan(self) -> RequestPlan:
+    def find_plan(self) -> RequestPlan:
+        """Return what is done with the current request."""
         request = current_request()
         key = request.endpoint, request.method
         plan = self._plans.get(key)
@@ -116,9 +123,12 @@ class Managed:
     def enter_view(self, policy: Policy) -> bool:
         """Whether the decorator with *policy* is the current request's own, and starts now. Dispatch ends it."""
         attributes = _request_attributes()
-        if attributes.get(PHASE) is not VIEW or self._find_plan().policy is not policy:
+        if attributes.get(PHASE) is not VIEW or self.find_plan().policy is not policy:
             return False
         attributes[PHASE] = VIEW_ENTERED
+        if IN_USE in attributes and (attempts := current_slot().attempts) is not None:
+            # A decorator outside may run the view again by itself.
+            attempts.reopen()
         return True
 
     def view_failed(self, error: BaseException) -> None:
@@ -169,6 +179,12 @@ class Dispatch:
         self._app = app
         self._lock = threading.Lock()
         self.managed: dict[object, Managed] = {}
+        self._repeats = False
+        """Whether a setting says that views may have to run again."""
+
+        self._repeatable: dict[tuple[str | None, str], Plan | None] = {}
+        """The plan by which a view may have to run again, by endpoint and method."""
+
         self._with_registries: list[Managed] = []
 
         self._full_dispatch = bound_late(app, "full_dispatch_request")
@@ -183,6 +199,7 @@ class Dispatch:
     def add(self, owner: object, managed: Managed) -> None:
         """Serve another UnitOfWork, after those that are there."""
         self.managed[owner] = managed
+        self._repeats = self._repeats or managed.settings.attempts > 1
         if managed.has_registry:
             self._with_registries.append(managed)
 
@@ -242,22 +259,68 @@ class Dispatch:
                 enter_request()
                 self._replan(attributes)
 
-            attributes[PHASE] = VIEW
             try:
-                value = original(*args, **kwargs)
-                if IN_USE in attributes:
-                    value = self._settle_view(attributes, value)
-            except BaseException as error:
-                self._settle_error(attributes, error)
-                raise
+                plan = self._plan_to_repeat() if self._repeats or somebody_repeats() else None
+                if plan is not None and plan.retry is not None:
+                    return self._repeat(plan, plan.retry, attributes, lambda: original(*args, **kwargs))
+                return self._run_view(attributes, original, args, kwargs)
             finally:
                 attributes[PHASE] = AFTER_VIEW
                 if before is None:
                     attributes[PHASE] = None
                     self._replan(attributes)
-            return value
 
         return dispatch_request
+
+    def _run_view(
+        self, attributes: Attributes, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the view, and settle its work."""
+        attributes[PHASE] = VIEW
+        try:
+            value = original(*args, **kwargs)
+            if IN_USE in attributes:
+                value = self._settle_view(attributes, value)
+        except BaseException as error:
+            self._settle_error(attributes, error)
+            raise
+        return value
+
+    def _plan_to_repeat(self) -> Plan | None:
+        """Return the plan by which the current request's view may run again; found once for each endpoint."""
+        request = current_request()
+        key = request.endpoint, request.method
+        if key in self._repeatable:
+            return self._repeatable[key]
+        plan = plan_to_repeat([managed.find_plan() for managed in self.managed.values()])
+        if request.method in KNOWN_METHODS and request.endpoint is not None:
+            self._repeatable[key] = plan
+        return plan
+
+    def _repeat(self, plan: Plan, retry: Retry, attributes: Attributes, view: Callable[[], Any]) -> Any:
+        """Run the view as often as its transaction asks for it, and as it may."""
+        runtime = next(iter(self.managed.values())).runtime
+        attempts = Attempts(retry, plan.label, runtime.sleep)
+        repetition = _Repetition(attempts, current_slot())
+        try:
+            while True:
+                # As if it came from before_request functions again.
+                attributes[PHASE] = VIEW
+                self._replan(attributes)
+                repetition.begin()
+                with running(attempts):
+                    try:
+                        value = self._run_view(attributes, view, (), {})
+                    except Exception as error:
+                        if not attempts.goes_on(error):
+                            raise
+                    else:
+                        if not attempts.goes_on(None):
+                            return value
+                        _close_answer(value)
+                repetition.undo()
+        finally:
+            repetition.end()
 
     def _around_handling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def handle_user_exception(*args: Any, **kwargs: Any) -> Any:
@@ -359,9 +422,51 @@ class Dispatch:
 
         slot = current_slot()
         settlement = _Settlement(slot, decide, error)
-        for managed, scope in self._scopes_in(slot):
+        # What cannot commit is known before anything does.
+        for managed, scope in sorted(self._scopes_in(slot), key=lambda each: not each[1].is_doomed):
             settlement.end(managed, scope)
         settlement.tell()
+
+
+class _Repetition:
+    """What is undone between two attempts at one view."""
+
+    __slots__ = ("_attempts", "_baselines", "_slot", "_snapshot")
+
+    def __init__(self, attempts: Attempts, slot: Slot) -> None:
+        self._attempts = slot.attempts = attempts
+        self._slot = slot
+        self._snapshot = Snapshot()
+        self._baselines = {managed: scope.look() for managed, scope in slot.scopes.items()}
+        for baseline in self._baselines.values():
+            attempts.add_obstacle(baseline.obstacle)
+        attempts.add_obstacle(self._snapshot.obstacle)
+
+    def begin(self) -> None:
+        """Let the scopes know that an attempt begins."""
+        for scope in self._slot.scopes.values():
+            scope.attempt(self._attempts)
+
+    def undo(self) -> None:
+        """Undo what an attempt has left, and wait."""
+        for managed, scope in self._slot.scopes.items():
+            scope.discard(self._baselines.get(managed, NOTHING_BEFORE))
+        self._snapshot.restore()
+        self._attempts.wait()
+
+    def end(self) -> None:
+        """Let what comes after the view be no attempt."""
+        self._slot.attempts = None
+        for scope in self._slot.scopes.values():
+            scope.attempt(None)
+
+
+def _close_answer(value: Any) -> None:
+    """Close what a view has returned in vain: a response, perhaps in a tuple, or a generator."""
+    body = value[0] if isinstance(value, tuple) and value else value
+    close = getattr(body, "close", None)
+    if callable(close):
+        close()
 
 
 Decide = Callable[[Managed, Slot], Decision]
@@ -387,7 +492,8 @@ class _Settlement:
         transaction = scope.planned
         try:
             decision = Decision.ROLLBACK
-            if self._failure is None and transaction is not None:
+            follows = self._slot.attempts is not None and self._slot.attempts.follows
+            if self._failure is None and transaction is not None and not follows:
                 decision = self._decide(managed, self._slot)
             scope.settle(decision, self._error, then)
         except HookError as error:
@@ -403,7 +509,9 @@ class _Settlement:
         """Raise what has to be raised, now that all are settled."""
         if self._failure is not None:
             name, error = self._failure
-            if self._committed and name not in self._committed and isinstance(error, Exception):
+            if self._committed and isinstance(error, CommitOutcomeUnknownError):
+                error.add_note(f"Committed before it: {', '.join(map(repr, self._committed))}.")
+            elif self._committed and name not in self._committed and isinstance(error, Exception):
                 raise PartialCommitError(self._committed, name) from error
             raise error
         if self._hook_error is not None:

@@ -14,6 +14,7 @@ from flask_uow._core.hooks import Moment
 from flask_uow._core.options import Options, StreamOptions, TransactionalOptions, TransactionOptions, check_options
 from flask_uow._core.policy import no_opinion
 from flask_uow._core.propagation import Propagation
+from flask_uow._core.retry import Attempts
 from flask_uow._core.runtime import Runtime
 from flask_uow._core.scope import Scope
 from flask_uow._core.stream import Stream
@@ -50,8 +51,14 @@ class _ViewCall:
 
     __slots__ = ("_managed",)
 
+    attempts: Attempts | None = None
+    """It is dispatch that runs a view again."""
+
     def __init__(self, managed: Managed) -> None:
         self._managed = managed
+
+    def discard(self) -> None:
+        """Nothing: dispatch does."""
 
     def leave(self, error: BaseException | None, /) -> None:
         if error is not None:
@@ -91,6 +98,8 @@ class UnitOfWork:
             strict=self._settings.strict,
             isolation_level=self._settings.isolation_level,
             timeout=self._settings.timeout,
+            attempts=self._settings.attempts,
+            resolve_commit=self._settings.resolve_commit,
         )
         if app is not None:
             self.init_app(app)
@@ -166,6 +175,9 @@ class UnitOfWork:
                 transaction is to be done at the latest, from its beginning.
                 rollback_for, no_rollback_for (exception classes): exceptions that roll back, as all do by default, or
                 do not. manual_commit ("error", "flush" or "allow"): what ``session.commit()`` inside does.
+                verify (function of a fresh session to bool): whether the work is stored, if the answer to COMMIT was
+                lost. resolve_commit (bool, default the setting UOW_RESOLVE_COMMIT): whether PostgreSQL is asked for
+                that; it costs a round trip.
                 name (str): what to call it in messages.
 
         Raises:
@@ -174,6 +186,7 @@ class UnitOfWork:
             TransactionForbiddenError: On entry: ``Propagation.NEVER``, and a transaction is active.
             IncompatibleTransactionError: On entry: the active transaction is not as the options demand.
             TransactionDoomedError: On entry of a savepoint: an error was caught in the active transaction.
+            CommitOutcomeUnknownError: At the end: the answer to COMMIT was lost, and nobody knows what became of it.
             UnexpectedRollbackError: At the end: something inside failed, and the failure was caught.
         """
         checked = check_options(options, decorator=False)
@@ -328,14 +341,14 @@ class UnitOfWork:
         except NoScopeError:
             return None
 
-    def _enter(self, policy: Policy, /) -> Call:
+    def _enter(self, policy: Policy, attempts: Attempts | None = None, /) -> Call:
         managed = self._managed()
         if managed is not None and managed.enter_view(policy):
             return _ViewCall(managed)
         if managed is None and has_request_context():
             # A view without its policy would commit whatever it answers.
             raise NoScopeError(policy.label, self._advice())
-        block = Block(self._home, policy.options, policy.label)
+        block = Block(self._home, policy.options, policy.label, can_repeat=True, attempts=attempts)
         block.enter()
         return block
 

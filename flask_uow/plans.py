@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -11,10 +11,11 @@ from flask import Blueprint, Flask, Request
 
 from flask_uow._core.options import CommitIf, Options
 from flask_uow._core.propagation import can_begin
+from flask_uow._core.retry import retry_of
 from flask_uow._core.runtime import Plan
 from flask_uow.settings import DEFAULT_NAME, Settings
 
-__all__ = ["Policy", "RequestPlan", "add_policy", "exempt", "plan_request"]
+__all__ = ["Policy", "RequestPlan", "add_policy", "exempt", "plan_request", "plan_to_repeat", "somebody_repeats"]
 
 _POLICIES: Final = "__uow_policies__"
 _EXEMPT: Final = "__uow_exempt__"
@@ -50,9 +51,31 @@ class RequestPlan:
     commit_if: CommitIf | None
 
 
+_repeating: Final[list[bool]] = []
+"""Whether any policy has attempts, as one item; most programs have none, and look no further."""
+
+
+def somebody_repeats() -> bool:
+    """Whether there is any policy by which a view may have to run again."""
+    return bool(_repeating)
+
+
+def plan_to_repeat(plans: Sequence[RequestPlan]) -> Plan | None:
+    """Return the plan by which a view is run again, if it may be: one, whatever UnitOfWork objects it has.
+
+    The view's own decorator says how often, or else the nearest there is; and of several, the one that says least.
+    """
+    said = [plan.view for plan in plans if plan.view and plan.view.options.attempts is not None]
+    nearest = said or [plan.view for plan in plans if plan.view is not None and plan.view.retry is not None]
+    chosen = min(nearest, key=lambda plan: plan.retry.attempts if plan.retry else 1, default=None)
+    return chosen if chosen is not None and chosen.retry is not None else None
+
+
 def add_policy(target: Any, policy: Policy, below: object) -> None:
     """Remember *policy* on *target*, above those that *below* has already."""
     setattr(target, _POLICIES, (policy, *getattr(below, _POLICIES, ())))
+    if (policy.options.attempts or 1) > 1 and not _repeating:
+        _repeating.append(True)
 
 
 def exempt(target: Any, owner: object) -> None:
@@ -82,7 +105,7 @@ def plan_request(app: Flask, request: Request, owner: object, name: str, setting
 
     policy = _policy_of(targets, owner, name)
     if policy is not None:
-        view = Plan(_completed(policy.options, read_only), policy.label, by_block=True)
+        view = _plan_of(policy, policy.label, read_only, settings)
         return RequestPlan(policy, view, rest, policy.options.commit_if or settings.commit_if)
 
     for blueprint in () if is_exempt else blueprints:
@@ -90,15 +113,19 @@ def plan_request(app: Flask, request: Request, owner: object, name: str, setting
         if _is_exempt([blueprint], owner):
             break
         if policy is not None:
-            view = Plan(_completed(policy.options, read_only), label, by_block=True)
+            view = _plan_of(policy, label, read_only, settings)
             return RequestPlan(policy, view, rest, policy.options.commit_if or settings.commit_if)
 
-    return RequestPlan(None, rest, rest, settings.commit_if)
+    retry = retry_of(Options(), settings.attempts)
+    return RequestPlan(None, rest and (replace(rest, retry=retry) if retry else rest), rest, settings.commit_if)
 
 
-def _completed(options: Options, read_only: bool | None) -> Options:  # noqa: FBT001 - the value of an option
-    """Return *options*, read-only by the request's method where they do not say."""
-    return options if options.read_only is not None else replace(options, read_only=read_only)
+def _plan_of(policy: Policy, label: str, read_only: bool | None, settings: Settings) -> Plan:  # noqa: FBT001 - the value of an option
+    """Return the plan of a view; where it does not say, the request's method and the settings do."""
+    options = policy.options
+    if options.read_only is None:
+        options = replace(options, read_only=read_only)
+    return Plan(options, label, by_block=True, retry=retry_of(options, settings.attempts))
 
 
 def _handlers(view: Any, method: str) -> Iterator[Any]:

@@ -8,12 +8,14 @@ from http import HTTPMethod
 from typing import Any, Final, cast
 
 from flask_uow._core.options import (
+    ATTEMPTS,
     COMMIT_IF,
     ISOLATION_LEVEL,
     TIMEOUT,
     CommitIf,
     ManualCommit,
     Rule,
+    is_attempts,
     is_commit_if,
     is_isolation_level,
     is_timeout,
@@ -49,6 +51,8 @@ class Settings:
     isolation_level: str | None = None
     timeout: float | None = None
     read_only_methods: frozenset[str] = frozenset()
+    attempts: int = 1
+    resolve_commit: bool = False
 
     def matches(self, method: str) -> bool:
         """Whether the app-wide policy covers requests with *method*."""
@@ -90,13 +94,13 @@ _RULES: Final[Mapping[str, Rule]] = {
     "isolation_level": Rule(is_isolation_level, ISOLATION_LEVEL),
     "timeout": Rule(is_timeout, TIMEOUT),
     "read_only_methods": Rule(_are_methods, 'must be a set of HTTP methods such as {"GET"}'),
+    "attempts": Rule(is_attempts, ATTEMPTS),
+    "resolve_commit": Rule(lambda value: isinstance(value, bool), "must be True or False"),
 }
 
 _TO_COME: Final = (
     "uncommitted",
-    "attempts",
     "slow_transaction",
-    "resolve_commit",
 )
 
 _KNOWN: Final = (*_RULES, *_TO_COME)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from blinker import NamedSignal, Namespace
 
-from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Completed, Event, Removed, Started
+from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Completed, Event, Removed, Retried, Started
 
 __all__ = [
     "Publisher",
@@ -23,6 +23,7 @@ __all__ = [
     "before_commit",
     "session_removed",
     "transaction_completed",
+    "transaction_retried",
     "transaction_started",
 ]
 
@@ -34,6 +35,9 @@ transaction_started = _namespace.signal("transaction-started", "An outermost tra
 before_commit = _namespace.signal("before-commit", "Flushed, about to COMMIT; raising is a veto: transaction, session.")
 after_commit = _namespace.signal("after-commit", "COMMIT has returned: transaction.")
 after_rollback = _namespace.signal("after-rollback", "Rolled back, for whatever reason: transaction, error.")
+transaction_retried = _namespace.signal(
+    "transaction-retried", "An attempt failed and another follows: transaction, error, attempt, delay."
+)
 transaction_completed = _namespace.signal(
     "transaction-completed", "Always last, once: transaction, outcome, error, duration."
 )
@@ -44,6 +48,7 @@ _SIGNALS: Final[dict[type[Event], NamedSignal]] = {
     BeforeCommit: before_commit,
     AfterCommit: after_commit,
     AfterRollback: after_rollback,
+    Retried: transaction_retried,
     Completed: transaction_completed,
     Removed: session_removed,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -77,6 +78,24 @@ def count(engine: Engine) -> int:
     """How many books are stored, seen from another connection."""
     with Session(engine) as session:
         return session.scalar(select(func.count()).select_from(Book)) or 0
+
+
+def conflict(session: Session) -> None:
+    """Let the database refuse a statement because of somebody else."""
+    dialect = session.get_bind().dialect.name
+    if dialect == "postgresql":
+        session.execute(text("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$"))
+    elif dialect == "mysql":
+        session.execute(text("BEGIN NOT ATOMIC SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213; END"))
+    else:
+        # The lock is somebody else's for as long as the statement waits.
+        session.execute(text("PRAGMA busy_timeout = 0"))
+        rival = sqlite3.connect(str(session.get_bind().engine.url.database), timeout=0)
+        try:
+            rival.execute("BEGIN EXCLUSIVE")
+            session.execute(text("SELECT * FROM book"))
+        finally:
+            rival.close()
 
 
 def sqlite_engine(path: Path) -> Engine:

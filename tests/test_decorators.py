@@ -134,7 +134,7 @@ def test_what_cannot_be_decorated(target: Any, message: str) -> None:
         ({"manual_commit": "maybe"}, 'manual_commit is \'maybe\'; it must be None, "error", "flush" or "allow"'),
         ({"name": ""}, "name is ''; it must be a string that is not empty"),
         ({"using": 3}, "using is 3; it must be the name of a UnitOfWork"),
-        ({"attempts": 0}, "attempts is not available in this version"),
+        ({"attempts": 0}, "attempts is 0; it must be a whole number, 1 or above"),
         ({"timeout": -1}, "timeout is -1; it must be a number of seconds above 0"),
         (
             {"propagation": Propagation.NEVER, "read_only": True},

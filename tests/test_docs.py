@@ -16,7 +16,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 
 import flask_uow
 from flask_uow import errors, signals
-from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Completed, Removed, Started
+from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Completed, Removed, Retried, Started
 from flask_uow._core.options import Options
 from flask_uow._core.propagation import _WHEN_ACTIVE, _WHEN_NONE, Propagation
 from flask_uow.settings import _RULES, _TO_COME
@@ -162,7 +162,7 @@ def test_every_error_is_documented() -> None:
 
 def test_every_signal_is_documented() -> None:
     """The table of signals has each signal with its arguments."""
-    kinds = (Started, BeforeCommit, AfterCommit, AfterRollback, Completed, Removed)
+    kinds = (Started, BeforeCommit, AfterCommit, AfterRollback, Retried, Completed, Removed)
     table = {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[2])) for row in rows("docs/reference/signals.md")}
 
     assert set(table) == set(signals.__all__) - {"Publisher"}

@@ -148,7 +148,7 @@ def test_import_needs_no_extras() -> None:
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
 
-    assert (done.returncode, done.stdout) == (0, "ConfigurationError\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "Backoff\n"), done.stderr
 
 
 # Without Flask

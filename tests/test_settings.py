@@ -13,9 +13,7 @@ from flask_uow.settings import KNOWN_METHODS, Settings, check_name, from_argumen
 
 TO_COME = [
     ("uncommitted", "warn"),
-    ("attempts", 3),
     ("slow_transaction", 1.0),
-    ("resolve_commit", True),
 ]
 
 RIGHT: list[tuple[str, object, object]] = [
@@ -44,6 +42,10 @@ RIGHT: list[tuple[str, object, object]] = [
     ("timeout", 2.5, 2.5),
     ("read_only_methods", {"get", "HEAD"}, frozenset({"GET", "HEAD"})),
     ("read_only_methods", (), frozenset()),
+    ("attempts", 1, 1),
+    ("attempts", 3, 3),
+    ("resolve_commit", True, True),
+    ("resolve_commit", False, False),
 ]
 
 _METHODS = r"it must be True, False, or a set of HTTP methods such as"
@@ -68,6 +70,11 @@ WRONG: list[tuple[str, object, str]] = [
     ("timeout", 0, "it must be a number of seconds above 0, or None"),
     ("read_only_methods", True, "it must be a set of HTTP methods such as"),
     ("read_only_methods", "GET", "it must be a set of HTTP methods such as"),
+    ("attempts", 0, "it must be a whole number, 1 or above"),
+    ("attempts", None, "it must be a whole number, 1 or above"),
+    ("attempts", True, "it must be a whole number"),
+    ("resolve_commit", None, "it must be True or False"),
+    ("resolve_commit", "yes", "it must be True or False"),
 ]
 
 
@@ -159,7 +166,7 @@ def test_configuration_to_come(app: Flask, name: str, value: object) -> None:
         ("autocommit", r"Did you mean auto_commit\?"),
         ("manual_comit", r"Did you mean manual_commit\?"),
         ("hook_error", r"Did you mean hook_errors\?"),
-        ("zzz", r"Known are: auto_commit, commit_if, manual_commit, hook_errors, .*read_only_methods\."),
+        ("zzz", r"Known are: auto_commit, commit_if, manual_commit, hook_errors, .*resolve_commit\."),
     ],
 )
 def test_unknown_arguments(name: str, advice: str) -> None:
@@ -173,7 +180,7 @@ def test_unknown_arguments(name: str, advice: str) -> None:
     [
         ("UOW_AUTOCOMMIT", r"Did you mean UOW_AUTO_COMMIT\?"),
         ("UOW_HOOK_ERROR", r"Did you mean UOW_HOOK_ERRORS\?"),
-        ("UOW_", r"Known are: UOW_AUTO_COMMIT, .*UOW_READ_ONLY_METHODS\."),
+        ("UOW_", r"Known are: UOW_AUTO_COMMIT, .*UOW_RESOLVE_COMMIT\."),
         ("UOW_REPORTS_AUTO_COMIT", r"Did you mean UOW_AUTO_COMMIT\?"),
     ],
 )

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from flask_uow._core.options import Options
 from flask_uow._core.policy import Decision
 from flask_uow._core.propagation import Step, decide
+from flask_uow._core.retry import Attempts, retry_of
 from flask_uow._core.runtime import Runtime
 from flask_uow._core.scope import Scope
 from flask_uow._core.transaction import Joined, Outcome, Transaction
@@ -43,6 +44,7 @@ class Block:
     """A context manager that begins, joins or nests a transaction, and ends what it began. It yields the session."""
 
     __slots__ = (
+        "_can_repeat",
         "_entered",
         "_home",
         "_joined",
@@ -51,10 +53,23 @@ class Block:
         "_outer",
         "_scope",
         "_transaction",
+        "attempts",
     )
 
-    def __init__(self, home: Home, options: Options, label: str) -> None:
+    def __init__(
+        self,
+        home: Home,
+        options: Options,
+        label: str,
+        *,
+        can_repeat: bool = False,
+        attempts: Attempts | None = None,
+    ) -> None:
         self._home = home
+        self._can_repeat = can_repeat
+        self.attempts = attempts
+        """Those of which it is one, once it has begun a transaction, and if somebody can run it again."""
+
         self._options = options
         self._label = label
         self._entered = False
@@ -112,7 +127,18 @@ class Block:
         elif step is Step.NEST:
             self._transaction = self._scope.nest(self._options, self._label)
         elif step in (Step.BEGIN, Step.BEGIN_ANOTHER):
-            self._transaction = self._scope.begin(self._options, self._label)
+            if self._can_repeat and self.attempts is None:
+                runtime = self._scope.runtime
+                retry = retry_of(self._options, runtime.attempts)
+                if retry is not None:
+                    self.attempts = Attempts(retry, self._label, runtime.sleep)
+                    self.attempts.baseline = self._scope.look()
+            self._transaction = self._scope.begin(self._options, self._label, self.attempts)
+
+    def discard(self) -> None:
+        """Undo what hooks and receivers have left in the session, so that another attempt can begin."""
+        if self.attempts is not None and not self._scope.closed:
+            self._scope.discard(self.attempts.baseline)
 
     def leave(self, error: BaseException | None) -> None:
         """End what this block began.

@@ -63,6 +63,9 @@ class Supervisor(Protocol):
         """Return what to raise for a statement that would write in a read-only transaction."""
         ...
 
+    def commit_failed(self, error: BaseException, connection: Connection) -> None:
+        """Learn that something went wrong in what may have been a COMMIT."""
+
     def savepoint_lost(self, error: BaseException) -> None:
         """Learn that a savepoint could not be rolled back: the database has undone more than it."""
 
@@ -90,8 +93,16 @@ class Demands(Protocol):
         """Whether it may not write."""
         ...
 
+    @property
+    def _is_prelude(self) -> bool:
+        """Whether to remember what is written from here on, for it would be missing when a view is run again."""
+        ...
+
 
 _ROLLBACK_TO: Final = "ROLLBACK TO SAVEPOINT "
+
+_COMMITS: Final = ("COMMIT", "XA COMMIT")
+"""How statements begin that keep what was done. The drivers' own have no text."""
 
 _ALWAYS_SENT: Final = ("ROLLBACK", "XA END", "XA ROLLBACK")
 """How statements begin that are a part of rolling back."""
@@ -144,7 +155,7 @@ class _Watch:
             event.listen(connection, "after_cursor_execute", _after_statement)
 
     def before(self, connection: Connection, statement: str) -> None:
-        if not self.supervised and not self.written:
+        if not self.supervised and not self.written and not self._busy:
             self.written = not _only_reads(statement)
         if self.refuses_writing and _WRITES.match(statement):
             raise self.supervisor.read_only_error(statement)
@@ -185,8 +196,9 @@ def take(connection: Connection, supervisor: Supervisor, demands: Demands | None
     Raises:
         ConfigurationError: It commits each statement by itself, and a transaction is demanded.
     """
-    watch = _watch(connection, supervisor, supervised=demands is not None, bound=bound)
-    if demands is None or supervisor.restricted:
+    supervised = demands is not None and not demands._is_prelude
+    watch = _watch(connection, supervisor, supervised=supervised, bound=bound)
+    if not supervised or supervisor.restricted:
         watch.attend(connection)
     driver = connection.connection.driver_connection
     _begin_at_once(connection, driver)
@@ -310,12 +322,14 @@ def bound_to_a_connection(block: str, level: str) -> IncompatibleTransactionErro
 
 
 def has_written(connection: Connection) -> bool:
-    """Whether anything but a query was sent over a connection that began outside any transaction.
+    """Whether a transaction would lose anything by a rollback.
 
     PostgreSQL is asked as well, for a query can call functions that write: its transaction has an id then. See
     "Transaction ID and Snapshot Information Functions" in its documentation.
     """
-    if _watches[connection].written:
+    watch = _watches[connection]
+    if watch.written or watch.supervised:
+        # Nobody keeps account of what is sent in most transactions.
         return True
     if connection.dialect.name != "postgresql":
         return False
@@ -362,7 +376,7 @@ def _only_reads(statement: str) -> bool:
 
 _LOCKS_OR_WRITES: Final = re.compile(
     r"\b(INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|MERGE\s+INTO|FOR\s+(NO\s+KEY\s+)?(UPDATE|SHARE)|"
-    r"LOCK\s+IN\s+SHARE\s+MODE)\b",
+    r"LOCK\s+IN\s+SHARE\s+MODE)\b|\b(SET_CONFIG|PG_NOTIFY|PG_(TRY_)?ADVISORY_XACT_LOCK)",
     re.IGNORECASE,
 )
 
@@ -479,7 +493,11 @@ def _handle_error(context: ExceptionContext) -> Exception | None:
     error = context.sqlalchemy_exception
     connection = context.connection
     watch = None if connection is None else _watches.get(connection)
-    if connection is None or watch is None or not isinstance(error, DBAPIError):
+    if connection is None or watch is None:
+        return None
+    if (context.statement or _COMMITS[0]).startswith(_COMMITS):
+        watch.supervisor.commit_failed(error or context.original_exception, connection)
+    if not isinstance(error, DBAPIError):
         return None
 
     if (context.statement or "").startswith(_ROLLBACK_TO):

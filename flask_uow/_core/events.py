@@ -9,7 +9,17 @@ from sqlalchemy.orm import Session
 
 from flask_uow._core.transaction import Outcome, Transaction
 
-__all__ = ["AfterCommit", "AfterRollback", "BeforeCommit", "Completed", "Event", "Notify", "Removed", "Started"]
+__all__ = [
+    "AfterCommit",
+    "AfterRollback",
+    "BeforeCommit",
+    "Completed",
+    "Event",
+    "Notify",
+    "Removed",
+    "Retried",
+    "Started",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +53,18 @@ class AfterRollback:
 
 
 @dataclass(frozen=True, slots=True)
+class Retried:
+    """An attempt failed, and another follows. *delay* is in seconds."""
+
+    transaction: Transaction
+    error: BaseException | None
+    attempt: int
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
 class Completed:
-    """Always last, once per transaction. *duration* is in seconds."""
+    """Always last, once per transaction, and so per attempt. *duration* is in seconds."""
 
     transaction: Transaction
     outcome: Outcome
@@ -59,7 +79,7 @@ class Removed:
     session: Session
 
 
-Event = Started | BeforeCommit | AfterCommit | AfterRollback | Completed | Removed
+Event = Started | BeforeCommit | AfterCommit | AfterRollback | Retried | Completed | Removed
 
 
 class Notify(Protocol):

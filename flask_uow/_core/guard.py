@@ -14,11 +14,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import SessionTransaction
 
 from flask_uow._core.connection import Savepoints
+from flask_uow._core.deadline import Deadline
 from flask_uow._core.faults import ends_the_transaction, is_locked, is_out_of_time, is_read_only
 from flask_uow._core.hooks import Hooks
 from flask_uow._core.runtime import Runtime
 from flask_uow._core.session import WatchedSession, listen_to_flushes, unsaved
-from flask_uow._core.transaction import Deadline, Doom, State, Transaction
+from flask_uow._core.transaction import Doom, State, Transaction
 from flask_uow.errors import (
     ReadOnlyTransactionError,
     TransactionDoomedError,
@@ -163,7 +164,12 @@ class Guard(ABC):
         if not self._stack or self._watched is None:
             return None
         better = self._better(error)
-        if self._runtime.strict or better is not None or ends_the_transaction(error, connection):
+        ended = ends_the_transaction(error, connection)
+        if ended:
+            # With its savepoints: what follows would tell less, such as that one of them does not exist.
+            for transaction in self._stack:
+                self.doom(transaction, f"the database has rolled it back ({brief(error)})", better or error)
+        if self._runtime.strict or better is not None or ended:
             first = better or error
             within = self._watched.within_own_savepoint(connection)
             self._failed(f"the database refused a statement ({brief(first)})", first, within)

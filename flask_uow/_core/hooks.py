@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from inspect import iscoroutinefunction
@@ -71,6 +71,9 @@ class Hooks:
 
     def __len__(self) -> int:
         return len(self._ledger)
+
+    def __iter__(self) -> Iterator[Hook]:
+        return iter(self._ledger)
 
     def add(self, hook: Hook) -> None:
         """Register *hook*, unless one with its key is registered for the same moment already."""

@@ -5,25 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from inspect import iscoroutinefunction
+from inspect import iscoroutinefunction, signature
 from math import isfinite
 from typing import Any, Final, Literal, TypedDict
 
+from sqlalchemy.orm import Session
+
+from flask_uow._core.backoff import Backoff
 from flask_uow._core.propagation import Propagation, can_begin, can_have
-from flask_uow.errors import ConfigurationError
+from flask_uow.errors import CommitOutcomeUnknownError, ConfigurationError, HookError, PartialCommitError
 
 __all__ = [
+    "ATTEMPTS",
     "COMMIT_IF",
     "ISOLATION_LEVEL",
+    "NEVER_RETRIED",
     "TIMEOUT",
     "CommitIf",
     "ManualCommit",
     "Options",
+    "RetryOn",
     "Rule",
     "StreamOptions",
     "TransactionOptions",
     "TransactionalOptions",
+    "Verify",
     "check_options",
+    "is_attempts",
     "is_commit_if",
     "is_isolation_level",
     "is_timeout",
@@ -34,6 +42,8 @@ __all__ = [
 ErrorClasses = type[BaseException] | tuple[type[BaseException], ...]
 CommitIf = Callable[[Any], bool]
 ManualCommit = Literal["error", "flush", "allow"]
+RetryOn = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]
+Verify = Callable[[Session], bool]
 
 
 class StreamOptions(TypedDict, total=False):
@@ -45,6 +55,8 @@ class StreamOptions(TypedDict, total=False):
     rollback_for: ErrorClasses
     no_rollback_for: ErrorClasses
     manual_commit: ManualCommit | None
+    verify: Verify | None
+    resolve_commit: bool | None
     name: str | None
 
 
@@ -55,8 +67,11 @@ class TransactionOptions(StreamOptions, total=False):
 
 
 class TransactionalOptions(TransactionOptions, total=False):
-    """What ``transactional()`` takes: it can see a response, and look for its UnitOfWork when it is called."""
+    """What ``transactional()`` takes: it can run again, see a response, and look for its UnitOfWork when called."""
 
+    attempts: int | None
+    retry_on: RetryOn
+    backoff: Backoff | None
     commit_if: CommitIf | None
     using: str | None
 
@@ -72,7 +87,12 @@ class Options:
     rollback_for: tuple[type[BaseException], ...] = ()
     no_rollback_for: tuple[type[BaseException], ...] = ()
     manual_commit: ManualCommit | None = None
+    verify: Verify | None = None
+    resolve_commit: bool | None = None
     name: str | None = None
+    attempts: int | None = None
+    retry_on: RetryOn = ()
+    backoff: Backoff | None = None
     commit_if: CommitIf | None = None
     using: str | None = None
 
@@ -90,16 +110,47 @@ def _is_error_classes(value: object) -> bool:
     return all(isinstance(cls, type) and issubclass(cls, BaseException) for cls in classes)
 
 
+def _is_plain_function(value: object) -> bool:
+    """Whether *value* can be asked. A coroutine would always be true."""
+    return callable(value) and not iscoroutinefunction(value) and not iscoroutinefunction(type(value).__call__)
+
+
+def _takes_one_argument(value: object) -> bool:
+    """Whether *value* is a function that can be called with one argument, as far as it says."""
+    if not callable(value) or isinstance(value, type) or not _is_plain_function(value):
+        return False
+    try:
+        signature(value).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not say
+        return True
+    return True
+
+
 def is_commit_if(value: object) -> bool:
-    """Whether *value* can be asked about a response. A coroutine would always be true."""
-    return value is None or (
-        callable(value) and not iscoroutinefunction(value) and not iscoroutinefunction(type(value).__call__)
-    )
+    """Whether *value* can be asked about a response."""
+    return value is None or _is_plain_function(value)
+
+
+def is_attempts(value: object) -> bool:
+    """Whether *value* can be how often a block is run."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_retry_on(value: object) -> bool:
+    if not isinstance(value, (type, tuple)):
+        return _takes_one_argument(value)
+    classes = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(cls, type) and issubclass(cls, Exception) for cls in classes)
 
 
 def _is_name(value: object) -> bool:
     return value is None or (isinstance(value, str) and bool(value.strip()))
 
+
+NEVER_RETRIED: Final = (CommitOutcomeUnknownError, PartialCommitError, HookError)
+"""Errors after which some work is stored, or may be, so that another attempt would do it twice."""
 
 _LEVELS: Final = ("READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE", "SNAPSHOT")
 """Those of the SQL standard (ISO/IEC 9075-2, 4.41.4), and that of SQL Server."""
@@ -124,6 +175,8 @@ def is_timeout(value: object) -> bool:
 
 ISOLATION_LEVEL: Final = f"must be one of {', '.join(_LEVELS)}, or None for the engine's own"
 
+ATTEMPTS: Final = "must be a whole number, 1 or above: how often it is run at most"
+
 TIMEOUT: Final = "must be a number of seconds above 0, or None"
 
 COMMIT_IF: Final = "must be a plain function that takes the response and returns a bool, or None"
@@ -144,7 +197,22 @@ _RULES: Final[Mapping[str, Rule]] = {
         lambda value: value is None or value in ("error", "flush", "allow"),
         'must be None, "error", "flush" or "allow"',
     ),
+    "verify": Rule(
+        lambda value: value is None or _takes_one_argument(value),
+        "must be a plain function that takes a session and returns whether the work is stored, or None",
+    ),
+    "resolve_commit": Rule(lambda value: value is None or isinstance(value, bool), "must be True, False or None"),
     "name": Rule(_is_name, "must be a string that is not empty, or None"),
+    "attempts": Rule(lambda value: value is None or is_attempts(value), f"{ATTEMPTS}, or None for the setting"),
+    "retry_on": Rule(
+        _is_retry_on,
+        "must be a subclass of Exception, a tuple of them, or a plain function that takes an exception and returns a "
+        "bool",
+    ),
+    "backoff": Rule(
+        lambda value: value is None or isinstance(value, Backoff),
+        "must be a Backoff, such as Backoff(base=0.1), or None",
+    ),
     "commit_if": Rule(is_commit_if, COMMIT_IF),
     "using": Rule(_is_name, "must be the name of a UnitOfWork, or None"),
 }
@@ -156,16 +224,6 @@ _OF_DECORATORS_ALONE: Final = {
     "backoff": "Only a decorated function can be run again",
     "using": "A method of a UnitOfWork has its UnitOfWork already",
 }
-
-_TO_COME: Final = frozenset(
-    {
-        "verify",
-        "resolve_commit",
-        "attempts",
-        "retry_on",
-        "backoff",
-    }
-)
 
 assert set(_RULES) == {field.name for field in fields(Options)}
 
@@ -187,10 +245,6 @@ def check_options(given: Mapping[str, Any], *, decorator: bool, called: str = "t
             raise ConfigurationError(
                 name, f"is not an option of {called}. {_OF_DECORATORS_ALONE[name]}: it is for transactional()."
             )
-        if name in _TO_COME:
-            raise ConfigurationError(
-                name, "is not available in this version of flask_uow, and would have no effect. Leave it out."
-            )
         if name not in _RULES:
             raise ConfigurationError(name, f"is not an option of a transaction. {unknown_name(name, known)}")
         if not _RULES[name].holds(value):
@@ -209,12 +263,20 @@ def _check_together(options: Options) -> None:
             raise ConfigurationError(
                 name, f"is about a transaction, and with Propagation.{mode.name} there is none. Leave one of them out."
             )
-    if options.commit_if is not None and not can_begin(mode):
-        raise ConfigurationError(
-            "commit_if",
-            f"decides for the block that begins the transaction, and with Propagation.{mode.name} that is another. "
-            "Leave it out.",
-        )
+    for name in ("verify", "resolve_commit", "attempts", "retry_on", "backoff", "commit_if"):
+        if getattr(options, name) not in (None, ()) and not can_begin(mode):
+            raise ConfigurationError(
+                name,
+                f"is for the block that begins the transaction, and with Propagation.{mode.name} that is another. "
+                "Leave it out.",
+            )
+    for retried in options.retry_on if isinstance(options.retry_on, tuple) else (options.retry_on,):
+        if isinstance(retried, type) and issubclass(retried, NEVER_RETRIED):
+            raise ConfigurationError(
+                "retry_on",
+                f"names {retried.__name__}, after which some work is stored, or may be, so that nothing is run again. "
+                "Leave it out.",
+            )
     for cls in options.rollback_for:
         if cls in options.no_rollback_for:
             raise ConfigurationError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -9,11 +10,17 @@ from typing import Literal
 from flask_uow._core.events import Notify
 from flask_uow._core.options import ManualCommit, Options
 from flask_uow._core.policy import Judge
+from flask_uow._core.retry import Retry
 from flask_uow._core.session import SessionSource
 
 __all__ = ["HookErrors", "Plan", "Runtime"]
 
 HookErrors = Literal["log", "raise"]
+
+
+def _sleep(seconds: float) -> None:
+    # Looked up at each call, for gevent replaces it.
+    time.sleep(seconds)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +39,18 @@ class Runtime:
     timeout: float | None = None
     """In seconds. This and the level are those of transactions whose options do not say."""
 
+    attempts: int = 1
+    """How often what can run again is run at most, where its options do not say."""
+
+    resolve_commit: bool = False
+    """Whether PostgreSQL is asked what became of a COMMIT without an answer, where the options do not say."""
+
+    sleep: Callable[[float], None] = _sleep
+    """Waits for some seconds."""
+
+    patience: float = 5.0
+    """For how many seconds the fate of a COMMIT is asked for, before it counts as unknown."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -41,3 +60,6 @@ class Plan:
     label: str
     by_block: bool
     """Whether a decorator asked for it, and not the app-wide policy alone: then nobody else may settle it."""
+
+    retry: Retry | None = None
+    """How often what it is for is run, where that can be more than once."""

@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session, SessionTransaction
 from flask_uow._core.connection import Demands, Savepoints
 from flask_uow._core.events import Removed
 from flask_uow._core.guard import brief
-from flask_uow._core.options import ManualCommit, Options
+from flask_uow._core.options import ManualCommit, Options, Verify
 from flask_uow._core.policy import Decision
+from flask_uow._core.retry import Attempts, note_commit
 from flask_uow._core.runtime import Plan, Runtime
 from flask_uow._core.session import WatchedSession, shared
 from flask_uow._core.stack import Stack
@@ -152,6 +153,22 @@ class Scope(Stack):
         if places.get(self) is inner:
             del places[self]
         _places.set(places)
+
+    def _note_commit(self) -> None:
+        # One that has another's place is meant to be kept whatever becomes of that one.
+        if not self._block:
+            note_commit()
+
+    def _verify(self, verify: Verify, label: str) -> object:
+        inner = Scope(self._runtime)
+        self.give_way(inner, f"the function verify of {label}")
+        try:
+            return verify(inner.session)
+        finally:
+            try:
+                inner.close()
+            finally:
+                self.take_back(inner)
 
     def resume_guests(self) -> None:
         """Give the blocks that the body of a stream is in their places again, in whatever context it goes on."""
@@ -307,20 +324,22 @@ class Scope(Stack):
         if mode == "flush":
             self.session.flush()
         elif (transaction := self._by_hand()) is not None:
+            attempts = transaction._take_attempts()
             try:
                 self.end(transaction, Decision.COMMIT, by_hand=True)
             finally:
-                self._succeed(transaction)
+                self._succeed(transaction, attempts)
 
     def rollback_called(self) -> None:
         """Roll back by hand, where that is allowed."""
         if self._manual_mode("rollback") == "flush":
             raise self._refused("rollback")
         if (transaction := self._by_hand()) is not None:
+            attempts = transaction._take_attempts()
             try:
                 self._roll_back(transaction, None)
             finally:
-                self._succeed(transaction)
+                self._succeed(transaction, attempts)
 
     def close_called(self) -> None:
         """Close by hand, where that is allowed."""
@@ -349,6 +368,8 @@ class Scope(Stack):
 
     def committed(self) -> None:
         """Remember that there is no way back."""
+        if not self._stack or not self._stack[0].read_only:
+            self._note_commit()
         if self._stack:
             self._stack[0]._stored = True
 
@@ -417,12 +438,13 @@ class Scope(Stack):
         self._start(self._stack[0])
         return self._stack[0]
 
-    def _succeed(self, transaction: Transaction) -> None:
+    def _succeed(self, transaction: Transaction, attempts: Attempts | None) -> None:
         """Let the blocks that are still running go on in a new transaction."""
         if transaction._outcome is not None and (transaction._by_block or transaction._blocks):
             successor = Transaction(transaction._options, transaction._label, by_block=transaction._by_block)
             successor.isolation_level, successor._deadline = transaction.isolation_level, transaction._deadline
             successor._blocks = transaction._blocks
+            successor._attempts, successor.attempt = attempts, transaction.attempt
             transaction._successor = successor
             if transaction is self._planned:
                 self._planned = successor

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import Connection, Engine, NestedTransaction, event, inspect
-from sqlalchemy.exc import SQLAlchemyError, UnboundExecutionError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, UnboundExecutionError
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
@@ -32,6 +32,7 @@ from flask_uow._core.connection import (
     relax,
     take,
 )
+from flask_uow._core.faults import was_answered
 from flask_uow.errors import ConfigurationError, PartialCommitError, UnexpectedRollbackError
 
 __all__ = ["OVERSEEN", "Overseer", "SessionSource", "WatchedSession"]
@@ -134,7 +135,18 @@ class WatchedSession:
     until `release` takes them away again.
     """
 
-    __slots__ = ("_begun", "_bound", "_demands", "_overseer", "_passing", "_sent", "_source", "session")
+    __slots__ = (
+        "_begun",
+        "_bound",
+        "_demands",
+        "_failed",
+        "_is_sending",
+        "_overseer",
+        "_passing",
+        "_sent",
+        "_source",
+        "session",
+    )
 
     def __init__(self, session: Session, source: SessionSource, overseer: Overseer) -> None:
         _check(session)
@@ -148,6 +160,12 @@ class WatchedSession:
 
         self._bound: dict[Connection, None] = {}
         """The connections that it was given by its maker, and has begun on."""
+
+        self._is_sending = False
+        """Whether all is flushed, and COMMIT is what is sent from here on."""
+
+        self._failed: tuple[BaseException, Connection] | None = None
+        """What went wrong in a COMMIT, and where."""
 
         self._sent: list[Engine] = []
         """The engines that COMMIT was sent to, the last one perhaps in vain; where there are several."""
@@ -184,6 +202,7 @@ class WatchedSession:
         type(root)._prepare_impl(root)
         if not self.session.twophase:
             self._overseer.about_to_commit()
+        self._is_sending = True
 
     def _provide(self, bind: Engine | Connection, options: Any = None) -> Connection:
         """Stand in for the method of the session's outermost transaction that finds a connection."""
@@ -207,7 +226,7 @@ class WatchedSession:
             options = {**ours, **asked} if demands._is_default_level and not demands.read_only else {**asked, **ours}
         try:
             connection = find(root, bind, options)
-            if demands is None:
+            if demands is None or demands._is_prelude:
                 begun(connection)
             return connection
         except SQLAlchemyError as error:
@@ -354,13 +373,76 @@ class WatchedSession:
             PartialCommitError: One of several engines has committed, and another could not.
         """
         self._sent.clear()
+        self._failed = None
         try:
             self._for_real("commit")
-        except Exception as error:
-            if len(self._sent) > 1:
+        except BaseException as error:
+            if self._is_sending and self._failed is None:
+                self._failed = self._failure_in(error)
+            if isinstance(error, Exception) and len(self._sent) > 1:
                 *committed, failed = map(repr, self._sent)
                 raise PartialCommitError(committed, failed) from error
             raise
+        finally:
+            self._is_sending = False
+
+    def commit_failed(self, error: BaseException, connection: Connection) -> None:
+        """Learn that the driver could not tell of a success."""
+        if self._is_sending and self._failed is None:
+            self._failed = error, connection
+
+    def _failure_in(self, error: BaseException) -> tuple[BaseException, Connection] | None:
+        """Return what was wrong with COMMIT, where a listener of the user's has kept that from ours."""
+        for connection in reversed(self.connections()):
+            if not isinstance(error, Exception):
+                # It can have come at any moment.
+                return error, connection
+            each: BaseException | None = error
+            while each is not None:
+                if isinstance(each, (DBAPIError, connection.dialect.loaded_dbapi.Error)):
+                    return each, connection
+                each = each.__cause__
+        return None
+
+    def has_several_engines(self) -> bool:
+        """Whether its work is in more than one database, each of which commits by itself."""
+        return len(self.connections()) > 1
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether COMMIT was sent, and the database has not said what became of it."""
+        return self._failed is not None and not was_answered(self._failed[0])
+
+    def single_connection(self) -> Connection | None:
+        """Return the connection, if there is one alone, and its COMMIT is the session's."""
+        connections = self.connections()
+        return connections[0] if len(connections) == 1 and not self.is_bound and not self.session.twophase else None
+
+    def lose_connection(self) -> Engine:
+        """Give up the connection over which a COMMIT was sent, so that its place in the pool is free.
+
+        Returns:
+            The engine that it was of.
+        """
+        assert self._failed is not None
+        connection = self._failed[1]
+        self._failed = None
+        if not connection.invalidated:
+            connection.invalidate()
+        return connection.engine
+
+    def complete(self) -> None:
+        """Do the rest of ``session.commit()``, the answer to which was lost, now that it is known to have succeeded."""
+        root = self.session.get_transaction()
+        assert root is not None
+        try:
+            root._state = type(root._state).COMMITTED
+            self.session.dispatch.after_commit(self.session)
+            root._remove_snapshot()
+            root.close()
+        except Exception:
+            logger.exception("A listener failed after a COMMIT")
+            self.recover()
 
     def _note_commits(self) -> None:
         """Keep the order in which several engines commit. SQLAlchemy has none, and tells of each before it does."""
@@ -381,6 +463,17 @@ class WatchedSession:
     def recover(self) -> None:
         """Make the session usable again after a COMMIT that returned, and a listener that did not."""
         Session.reset(self.session)
+
+    def states(self) -> Collection[InstanceState[Any]]:
+        """Return the states of the objects in the session."""
+        return frozenset(self.session.identity_map.all_states())
+
+    def forget_all_but(self, states: Collection[InstanceState[Any]]) -> None:
+        """Empty the session, but for objects that were there before."""
+        for state in self.session.identity_map.all_states():
+            instance = state.obj()
+            if instance is not None and state not in states:
+                self.session.expunge(instance)
 
     def begin(self, *, nested: bool) -> SessionTransaction:
         """Do what ``session.begin()`` does without us, but for the end of ``with session.begin():``, which is ours."""
@@ -432,7 +525,10 @@ class WatchedSession:
             spoilt = reference()
             assert spoilt is not None
             vars(spoilt).pop("commit", None)
-            spoilt.rollback()
+            try:
+                spoilt.rollback()
+            except Exception as failure:
+                raise failure from error
             raise UnexpectedRollbackError("The work of a savepoint", f"{reason}, and the error was caught") from error
 
         vars(savepoint).setdefault("commit", commit)
@@ -555,6 +651,23 @@ def unsaved(session: Session) -> Iterator[str]:
             yield _described(instance)
     for instance in session.deleted:
         yield f"the deletion of {_described(instance)}"
+
+
+def refuse_lost_changes(expelled: Iterable[Callable[[], object | None]]) -> None:
+    """Raise if somebody has kept an object from an attempt that has failed, and changed it now.
+
+    Raises:
+        ConfigurationError: One was changed, and is in no session that would store that.
+    """
+    for reference in expelled:
+        instance = reference()
+        state: InstanceState[Any] | None = None if instance is None else inspect(instance)
+        if state is not None and state.modified and state.session is None:
+            raise ConfigurationError(
+                "attempts",
+                f"of this block: {_described(instance)} was loaded by an attempt that has failed, kept somewhere, and "
+                "changed by this one, which would be lost. Load it anew in each attempt, or add() it.",
+            )
 
 
 def _described(instance: object) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from time import monotonic, perf_counter
-from typing import Any, Self
+from time import perf_counter
+from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Connection
@@ -14,11 +14,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import SessionTransaction
 
 from flask_uow._core.connection import Savepoints
+from flask_uow._core.deadline import Deadline
+from flask_uow._core.fate import Ticket
 from flask_uow._core.hooks import Hooks
 from flask_uow._core.options import Options
+from flask_uow._core.retry import Attempts
 from flask_uow.errors import ConfigurationError
 
-__all__ = ["Deadline", "Doom", "Joined", "Outcome", "State", "Transaction", "deadline_of"]
+__all__ = ["Doom", "Joined", "Outcome", "State", "Transaction", "deadline_of"]
 
 
 class Outcome(StrEnum):
@@ -35,29 +38,6 @@ class State(StrEnum):
     ACTIVE = "active"
     DOOMED = "doomed"
     COMPLETED = "completed"
-
-
-@dataclass(frozen=True, slots=True)
-class Deadline:
-    """When a block is to be done."""
-
-    at: float
-    """By the monotonic clock, in seconds."""
-
-    seconds: float
-    """What the block was given."""
-
-    label: str
-
-    @classmethod
-    def after(cls, seconds: float, label: str) -> Self:
-        """Return the deadline of a block that begins now."""
-        return cls(monotonic() + seconds, seconds, label)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has passed."""
-        return monotonic() >= self.at
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +83,7 @@ class Transaction:
 
     __slots__ = (
         "__weakref__",
+        "_attempts",
         "_blocks",
         "_by_block",
         "_curable",
@@ -111,6 +92,7 @@ class Transaction:
         "_hooks",
         "_id",
         "_info",
+        "_is_prelude",
         "_label",
         "_mark",
         "_options",
@@ -119,13 +101,18 @@ class Transaction:
         "_rollback_only",
         "_root",
         "_savepoint",
+        "_sent_at",
+        "_session",
         "_started",
         "_stored",
         "_successor",
         "_suspects",
+        "_ticket",
+        "attempt",
         "isolation_level",
         "parent",
         "read_only",
+        "will_retry",
     )
 
     def __init__(
@@ -139,6 +126,12 @@ class Transaction:
 
         self.read_only: bool = options.read_only or (parent is not None and parent.read_only)
         """Whether it may not write."""
+
+        self.attempt: int = 1 if parent is None else parent.attempt
+        """Which attempt at its block this is, from 1."""
+
+        self.will_retry = False
+        """Whether another attempt follows this one. It is known when it is rolled back, and hooks and receivers run."""
 
         self._options = options
         self._label = label
@@ -163,6 +156,21 @@ class Transaction:
         self._savepoint: SessionTransaction | None = None
         self._root: SessionTransaction | None = None
         """The session's own transaction, since it began, so that an end that passed us by is noticed."""
+
+        self._attempts: Attempts | None = None
+        """Those of which it is one, where there can be another."""
+
+        self._is_prelude = False
+        """Whether it has begun before the view that can be run again, and what it writes there would be lost."""
+
+        self._ticket: Ticket | None = None
+        """By which its database can be asked what became of its COMMIT."""
+
+        self._session: int | None = None
+        """The server's number of its session, if somebody can find out what became of its COMMIT."""
+
+        self._sent_at = 0.0
+        """When COMMIT was sent, in seconds since the epoch."""
 
         self._started: float | None = None
         self._stored = False
@@ -200,11 +208,6 @@ class Transaction:
     def depth(self) -> int:
         """0 for an outermost transaction, 1 for a savepoint in it, and so on."""
         return 0 if self.parent is None else self.parent.depth + 1
-
-    @property
-    def attempt(self) -> int:
-        """Which attempt this is, from 1."""
-        return 1
 
     @property
     def state(self) -> State:
@@ -254,6 +257,18 @@ class Transaction:
         for block in self._blocks:
             if block.deadline is not None:
                 yield block.deadline
+
+    def _take_attempts(self) -> Attempts | None:
+        """Let it end by hand, which its block goes on after, and be no attempt any more."""
+        attempts, self._attempts = self._attempts, None
+        return attempts
+
+    def _caught(self) -> Iterator[BaseException]:
+        """Yield the errors that keep it from committing, or may, and were caught."""
+        for doom in (self._doom, self._curable):
+            if doom is not None and doom.error is not None:
+                yield doom.error
+        yield from (self._suspects or {}).values()
 
     def _doom_by(self, doom: Doom) -> None:
         """Make a commit impossible. The first reason stays, but that an error tells more than none."""

@@ -4,9 +4,14 @@ from typing import Any
 
 import pytest
 
+from flask_uow._core.backoff import Backoff
 from flask_uow._core.options import Options, check_options, unknown_name
 from flask_uow._core.propagation import Propagation
-from flask_uow.errors import ConfigurationError
+from flask_uow.errors import ConfigurationError, HookError, PartialCommitError
+
+
+async def is_late(_response: object) -> bool:
+    return True
 
 
 def is_fine(_response: object) -> bool:
@@ -52,6 +57,17 @@ def test_defaults() -> None:
         ("name", "transfer", "transfer"),
         ("commit_if", None, None),
         ("commit_if", is_fine, is_fine),
+        ("verify", is_fine, is_fine),
+        ("retry_on", getattr, getattr),
+        ("verify", None, None),
+        ("resolve_commit", True, True),
+        ("attempts", 1, 1),
+        ("attempts", None, None),
+        ("retry_on", KeyError, KeyError),
+        ("retry_on", (KeyError, ValueError), (KeyError, ValueError)),
+        ("retry_on", is_fine, is_fine),
+        ("backoff", Backoff(base=1), Backoff(base=1)),
+        ("backoff", None, None),
         ("using", None, None),
         ("using", "reports", "reports"),
     ],
@@ -88,6 +104,34 @@ def test_right_values(name: str, value: object, stored: object) -> None:
         ("name", "", r"^name is ''; it must be a string that is not empty"),
         ("name", "  ", r"^name is '  '; it must be a string that is not empty"),
         ("name", 7, r"^name is 7; it must be a string"),
+        ("verify", 1, r"^verify is 1; it must be a plain function that takes a session"),
+        ("verify", bool, r"^verify is <class 'bool'>; it must be a plain function"),
+        ("verify", lambda: True, r"^verify is .*; it must be a plain function that takes a session"),
+        ("retry_on", lambda: True, r"^retry_on is .*; it must be a subclass of Exception"),
+        ("verify", is_late, r"^verify is .*; it must be a plain function"),
+        ("resolve_commit", 1, r"^resolve_commit is 1; it must be True, False or None"),
+        ("attempts", 0, r"^attempts is 0; it must be a whole number, 1 or above"),
+        ("attempts", -1, r"^attempts is -1; it must be a whole number"),
+        ("attempts", True, r"^attempts is True; it must be a whole number"),
+        ("attempts", "3", r"^attempts is '3'; it must be a whole number"),
+        ("attempts", 2.5, r"^attempts is 2\.5; it must be a whole number.*or None for the setting"),
+        (
+            "retry_on",
+            int,
+            r"^retry_on is <class 'int'>; it must be a subclass of Exception, a tuple of them, or",
+        ),
+        (
+            "retry_on",
+            KeyboardInterrupt,
+            r"^retry_on is <class 'KeyboardInterrupt'>; it must be a subclass of Exception",
+        ),
+        ("retry_on", HookError, r"^retry_on names HookError, after which some work is stored"),
+        ("retry_on", (KeyError, PartialCommitError), r"^retry_on names PartialCommitError"),
+        ("retry_on", [KeyError], r"^retry_on is \[.*\]; it must be a subclass of"),
+        ("retry_on", (KeyError, is_fine), r"^retry_on is \(.*\); it must be a subclass of"),
+        ("retry_on", is_late, r"^retry_on is .*; it must be a subclass of"),
+        ("retry_on", None, r"^retry_on is None; it must be a subclass of"),
+        ("backoff", 0.1, r"^backoff is 0\.1; it must be a Backoff, such as Backoff\(base=0\.1\), or None"),
         ("commit_if", 200, r"^commit_if is 200; it must be a plain function that takes the response"),
         ("using", object, r"^using is <class 'object'>; it must be the name of a UnitOfWork"),
     ],
@@ -116,22 +160,6 @@ def test_options_of_the_decorator_alone(name: str, why: str) -> None:
         check_options({name: None}, decorator=False)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("verify", is_fine),
-        ("resolve_commit", True),
-        ("attempts", 3),
-        ("retry_on", KeyError),
-        ("backoff", None),
-    ],
-)
-def test_options_to_come(name: str, value: object) -> None:
-    """An option that this version does not carry out is refused and not ignored."""
-    with pytest.raises(ConfigurationError, match=rf"^{name} is not available in this version of flask_uow"):
-        check_options({name: value}, decorator=True)
-
-
 @pytest.mark.parametrize("mode", ["NOT_SUPPORTED", "NEVER"])
 @pytest.mark.parametrize(("name", "value"), [("isolation_level", "SERIALIZABLE"), ("read_only", True), ("timeout", 5)])
 def test_options_of_a_transaction_that_never_is(mode: str, name: str, value: object) -> None:
@@ -143,10 +171,23 @@ def test_options_of_a_transaction_that_never_is(mode: str, name: str, value: obj
 
 
 @pytest.mark.parametrize("mode", ["MANDATORY", "SUPPORTS", "NOT_SUPPORTED", "NEVER"])
-def test_commit_if_of_a_block_that_never_begins(mode: str) -> None:
-    """Who cannot begin a transaction cannot say when it commits."""
-    with pytest.raises(ConfigurationError, match=rf"^commit_if decides for the block .*Propagation\.{mode} that is"):
-        check_options({"propagation": Propagation[mode], "commit_if": is_fine}, decorator=True)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("commit_if", is_fine),
+        ("verify", is_fine),
+        ("resolve_commit", False),
+        ("attempts", 3),
+        ("retry_on", KeyError),
+        ("backoff", Backoff()),
+    ],
+)
+def test_options_of_a_block_that_never_begins(mode: str, name: str, value: object) -> None:
+    """Who cannot begin a transaction cannot say how it commits, nor run it again."""
+    with pytest.raises(
+        ConfigurationError, match=rf"^{name} is for the block that begins .*Propagation\.{mode} that is"
+    ):
+        check_options({"propagation": Propagation[mode], name: value}, decorator=True)
 
 
 @pytest.mark.parametrize("mode", ["MANDATORY", "SUPPORTS"])

@@ -48,6 +48,8 @@ class Watcher:
     def committed(self) -> None:
         self.calls.append("committed")
 
+    def commit_failed(self, error: BaseException, connection: Connection) -> None: ...
+
     def savepoint_lost(self, error: BaseException) -> None:
         self.errors.append(error)
 

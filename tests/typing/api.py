@@ -11,6 +11,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from flask_uow import (
+    Backoff,
     HookError,
     Outcome,
     Propagation,
@@ -216,7 +217,19 @@ assert_type(view(), tuple[str, int])
 
 transactional(7)  # type: ignore[call-overload]
 transactional(propagation="nested")  # type: ignore[call-overload]
-uow.transactional(attempts=3)  # type: ignore[call-overload]
+uow.transactional(attempts="3")  # type: ignore[call-overload]
+uow.transaction(attempts=3)  # type: ignore[call-arg]
+
+
+@app.put("/")
+@uow.transactional(attempts=3, retry_on=(KeyError, OSError), backoff=Backoff(base=0.1), verify=lambda session: True)
+def put() -> str:
+    return ""
+
+
+assert_type(put(), str)
+transactional(retry_on=lambda error: isinstance(error, KeyError))(put)
+transactional(backoff=0.1)  # type: ignore[call-overload]
 
 
 # Blocks yield the session, and swallow nothing

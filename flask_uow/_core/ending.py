@@ -1,0 +1,468 @@
+"""How the transactions of one context end: kept, undone, or nobody knows; and who is told."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from time import monotonic, perf_counter, time
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.orm import SessionTransaction
+
+from flask_uow._core.events import (
+    AfterCommit,
+    AfterRollback,
+    BeforeCommit,
+    Completed,
+    Event,
+    Retried,
+    Started,
+)
+from flask_uow._core.fate import Answer, Fate, ask_postgresql, ask_user, is_gone, session_of, take_ticket
+from flask_uow._core.guard import Guard, brief, caught
+from flask_uow._core.hooks import Failure, Hooks, Moment
+from flask_uow._core.options import Options, Verify
+from flask_uow._core.policy import Decision, on_error
+from flask_uow._core.retry import Attempts, apart
+from flask_uow._core.runtime import Runtime
+from flask_uow._core.session import WatchedSession, refuse_lost_changes
+from flask_uow._core.transaction import Doom, Outcome, State, Transaction
+from flask_uow.errors import (
+    CommitOutcomeUnknownError,
+    HookError,
+    UnexpectedRollbackError,
+)
+
+__all__ = ["Drain", "Ending"]
+
+logger = logging.getLogger("flask_uow")
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Hooks that are running, and how deep the stack is around them."""
+
+    hooks: Hooks
+    moment: Moment
+    depth: int
+
+
+class _NotFit(Exception):  # noqa: N818 - nobody meets it
+    """On the way to COMMIT it turned out that a transaction must not commit."""
+
+
+class Ending(Guard):
+    """The transactions of one context, the innermost last: how they end. It knows not how they begin."""
+
+    __slots__ = ("_committing", "_draining", "_settling", "_telling")
+
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__(runtime)
+        self._draining: Drain | None = None
+        self._settling = False
+        self._committing: Transaction | None = None
+        self._telling = False
+
+    @property
+    def _is_outside(self) -> bool:
+        """Whether hooks or receivers after the fact are running."""
+        return self._draining is not None or self._telling
+
+    def _start(self, transaction: Transaction) -> None:
+        outermost = self._stack[0] if transaction.parent is not None else transaction
+        if outermost._started is None:
+            outermost._started = perf_counter()
+            if self._runtime.notify.wants(Started):
+                self._runtime.notify(Started(outermost))
+
+    def decide(self, error: BaseException, options: Options) -> Decision:
+        """Decide whether the work of a block that raised *error* is kept."""
+        return on_error(error, options, self._runtime.judge)
+
+    def end(
+        self,
+        transaction: Transaction,
+        decision: Decision,
+        error: BaseException | None = None,
+        *,
+        by_hand: bool = False,
+    ) -> None:
+        """End *transaction*, and what is still open inside it.
+
+        Args:
+            transaction: One that is on the stack.
+            decision: Whether to keep its work.
+            error: What its block raised, if it did.
+            by_hand: Whether its blocks are running still, and go on afterwards.
+
+        Raises:
+            UnexpectedRollbackError: It was to commit, and cannot.
+            HookError: Hooks failed, and are to raise.
+        """
+        self._notice(transaction)
+        if transaction._blocks and not by_hand:
+            transaction._doom_by(Doom(f"{transaction._blocks[-1].label}, which had joined it, was never left", None))
+
+        if decision is Decision.ROLLBACK or transaction._rollback_only:
+            self._roll_back(transaction, error)
+        elif transaction.state is State.DOOMED:
+            raise self._unexpected(transaction, error)
+        elif transaction._savepoint is not None:
+            self._release_savepoint(transaction, transaction._savepoint)
+        else:
+            self._commit(transaction, error)
+
+    def _notice(self, transaction: Transaction) -> None:
+        """Doom a transaction that is not what its block believes it to be."""
+        unfinished = self._stack[self._stack.index(transaction) + 1 :]
+        if unfinished:
+            transaction._doom_by(Doom(f"{unfinished[-1]._label} inside it was never left", None))
+            self._abandon(unfinished)
+
+        root = None if self._watched is None else self._watched.session.get_transaction()
+        if transaction._root is not None and transaction._root is not root:
+            transaction._doom_by(
+                Doom("its session was ended past flask_uow, and what became of its work is not known", None)
+            )
+
+    def _commit(self, transaction: Transaction, leaving: BaseException | None) -> None:
+        notify = self._runtime.notify
+        watched = self._watched
+        unanswered: BaseException | None = None
+
+        try:
+            if watched is not None and watched.session.in_transaction():
+                self._start(transaction)
+                if notify.wants(BeforeCommit):
+                    self._ask_receivers(transaction, watched)
+                self._committing = transaction
+                try:
+                    watched.commit()
+                finally:
+                    self._committing = None
+        except _NotFit:
+            self.end(transaction, Decision.COMMIT, leaving)
+            return
+        except BaseException as error:
+            if transaction not in self._stack:
+                raise
+            if watched is not None and transaction._stored:
+                # COMMIT has returned, and a listener of the user's has not: the work is stored, and is told so.
+                watched.recover()
+                self._committed(transaction, error)
+                raise
+            if watched is None or not watched.is_unanswered:
+                self._fail(transaction, error)
+                raise
+            unanswered = error
+
+        if unanswered is not None and watched is not None:
+            self._find_out(transaction, watched, unanswered)
+        self._committed(transaction, leaving)
+
+    def _find_out(self, transaction: Transaction, watched: WatchedSession, error: BaseException) -> None:
+        """Learn what became of a COMMIT whose answer was lost. Return if its work is stored, or else end it.
+
+        Raises:
+            CommitOutcomeUnknownError: Nobody knows.
+        """
+        engine = watched.lose_connection()
+        interrupt = None if isinstance(error, Exception) else error
+        fate, reason = Fate.UNKNOWN, "it was interrupted"
+        if interrupt is None:
+            try:
+                fate, reason = self._ask(transaction, watched, engine)
+            except BaseException as other:  # noqa: BLE001 - raised below; nobody must believe that it was rolled back
+                interrupt = other
+        if fate is Fate.COMMITTED:
+            logger.warning("The answer to COMMIT of %s was lost; its work is stored.", transaction)
+            watched.complete()
+            return
+        if fate is Fate.ROLLED_BACK:
+            logger.warning("The answer to COMMIT of %s was lost; nothing of it is stored.", transaction)
+            error.add_note("The answer to COMMIT was lost; nothing of the transaction is stored.")
+            self._roll_back(transaction, error)
+            raise error
+
+        self._note_commit()
+        watched.rollback()
+        ticket = transaction._ticket
+        unknown = CommitOutcomeUnknownError(
+            transaction._label,
+            transaction.id,
+            # A password can be in the query as well.
+            engine.url.set(password=None, query={}).render_as_string(),
+            None if ticket is None or fate is Fate.FORGOTTEN else ticket.xact_id,
+            datetime.fromtimestamp(transaction._sent_at, UTC).isoformat(timespec="milliseconds"),
+            reason,
+        )
+        logger.error("%s", unknown, exc_info=error)
+        self._leave_stack(transaction, Outcome.UNKNOWN)
+        self._complete(transaction, Outcome.UNKNOWN, unknown)
+        if interrupt is not None:
+            raise interrupt
+        raise unknown from error
+
+    def _ask(self, transaction: Transaction, watched: WatchedSession, engine: Engine) -> Answer:
+        """Ask everybody who may know what became of a COMMIT."""
+        runtime, ticket, verify = self._runtime, transaction._ticket, transaction._options.verify
+        if watched.has_several_engines():
+            return Fate.UNKNOWN, "its session has several engines, some of which may have committed, and some not"
+        wrote_nothing = ticket is not None and ticket.xact_id is None
+        if transaction.read_only or (wrote_nothing and verify is None and not transaction._hooks):
+            # There was nothing to store. Hooks would not be there for nothing.
+            return Fate.COMMITTED, ""
+        end = monotonic() + runtime.patience
+        fate, reason = Fate.UNKNOWN, "nobody was asked what became of it: see the options resolve_commit and verify"
+        if ticket is not None and ticket.xact_id is not None:
+            fate, reason = ask_postgresql(ticket, engine, runtime.patience, runtime.sleep)
+        elif ticket is not None:
+            reason = "PostgreSQL had no id for it: it has written to no table, and yet there are hooks for what it did"
+        if verify is None or fate in (Fate.COMMITTED, Fate.ROLLED_BACK):
+            return fate, reason
+
+        session, is_over = transaction._session, None
+        if fate is Fate.IN_PROGRESS or watched.session.twophase:
+            # Whatever is not to be seen is still to come.
+            is_over = _never
+        elif session is not None:
+            is_over = partial(is_gone, session, engine)
+        return ask_user(lambda: self._verify(verify, transaction._label), is_over, end - monotonic(), runtime.sleep)
+
+    @abstractmethod
+    def _note_commit(self) -> None:
+        """Let attempts that this is a part of know that something is stored, or may be."""
+
+    @abstractmethod
+    def _verify(self, verify: Verify, label: str) -> object:
+        """Return what the user's own function finds out, with a fresh session."""
+
+    def about_to_commit(self) -> None:
+        """Look once more at what is about to be committed: listeners may have swallowed an error of the last flush."""
+        transaction = self._committing
+        if transaction is None or self._watched is None:
+            return
+        self.check_time(transaction._deadline)
+        self._ask_the_database(transaction, self._watched)
+        self._check_fitness(transaction)
+        if transaction._attempts is not None:
+            refuse_lost_changes(transaction._attempts.expelled)
+        options = transaction._options
+        resolve = self._runtime.resolve_commit if options.resolve_commit is None else options.resolve_commit
+        if resolve or options.verify is not None:
+            self._prepare_to_ask(transaction, self._watched.single_connection(), resolve=resolve)
+        transaction._sent_at = time()
+
+    def _prepare_to_ask(self, transaction: Transaction, connection: Connection | None, *, resolve: bool) -> None:
+        """Keep what can be asked for if the answer to COMMIT is lost, of a transaction that has something to lose."""
+        if connection is None or transaction.read_only:
+            return
+        if resolve:
+            transaction._ticket = take_ticket(connection)
+        if transaction._options.verify is not None:
+            transaction._session = session_of(connection)
+
+    def commit_failed(self, error: BaseException, connection: Connection) -> None:
+        """Remember what went wrong in a COMMIT of ours."""
+        if self._watched is not None:
+            self._watched.commit_failed(error, connection)
+
+    def _check_fitness(self, transaction: Transaction) -> None:
+        if transaction._rollback_only or transaction.state is State.DOOMED:
+            raise _NotFit
+
+    def _ask_the_database(self, transaction: Transaction, watched: WatchedSession) -> None:
+        """Doom what the database has given up after an error that was caught; it would not say so at COMMIT."""
+        for connection, error in (transaction._suspects or {}).items():
+            try:
+                connection.exec_driver_sql("SELECT 1")
+            except DBAPIError:
+                self.doom(transaction, f"the database refused a statement ({brief(error)}), and gave it up", error)
+        if watched.has_given_up():
+            reason = "the database has given it up, after an error that was caught where flask_uow did not see it"
+            self.doom(transaction, reason, None)
+
+    def _committed(self, transaction: Transaction, leaving: BaseException | None) -> None:
+        """Tell of a commit, and run its hooks."""
+        self._leave_stack(transaction, Outcome.COMMITTED)
+        if not transaction._stored and transaction._hooks:
+            # What they do is done.
+            self._note_commit()
+        try:
+            if transaction._stored and self._runtime.notify.wants(AfterCommit):
+                self._tell_of(AfterCommit(transaction))
+        finally:
+            try:
+                failures = self._drain(transaction._hooks, Moment.COMMIT)
+            finally:
+                self._complete(transaction, Outcome.COMMITTED, None)
+        if failures:
+            self._report(failures, committed=True, quietly=leaving is not None)
+
+    def _tell_of(self, event: Event) -> None:
+        """Send an event after the fact, to receivers who are outside the transaction."""
+        outer, self._telling = self._telling, True
+        try:
+            with apart():
+                self._runtime.notify(event)
+        finally:
+            self._telling = outer
+
+    def _ask_receivers(self, transaction: Transaction, watched: WatchedSession) -> None:
+        """Flush, ask the receivers of `BeforeCommit`, and make sure that they have left the transaction fit."""
+        self._settling = True
+        try:
+            watched.session.flush()
+            self._runtime.notify(BeforeCommit(transaction, watched.session))
+        finally:
+            self._settling = False
+        self._check_fitness(transaction)
+
+    def _roll_back(self, transaction: Transaction, error: BaseException | None, *, others_follow: bool = False) -> None:
+        savepoint = transaction._savepoint
+        in_database = self._in_transaction()
+        # Asked before the rollback, for that makes good what went wrong.
+        attempts = transaction._attempts
+        will_retry = attempts is not None and attempts.failed(error, transaction._caught())
+        if savepoint is None and in_database:
+            self._start(transaction)
+
+        if attempts is not None and will_retry and self._watched is not None:
+            attempts.expelled.extend(state.obj for state in self._watched.states())
+        if savepoint is not None:
+            self._roll_back_savepoint(transaction, savepoint)
+        elif in_database and self._watched is not None:
+            self._watched.rollback()
+
+        self._leave_stack(transaction, Outcome.ROLLED_BACK)
+        transaction.will_retry = will_retry
+        hooks = transaction._hooks.drop_since(transaction._mark)
+        if savepoint is None and in_database and self._runtime.notify.wants(AfterRollback):
+            self._tell_of(AfterRollback(transaction, error))
+        try:
+            self._undo_hooks(hooks, error, others_follow=others_follow or will_retry)
+            if attempts is not None and will_retry and transaction._started is not None:
+                self._tell_of_another(transaction, error, attempts)
+        finally:
+            if savepoint is None:
+                self._complete(transaction, Outcome.ROLLED_BACK, error)
+
+    def _tell_of_another(self, transaction: Transaction, error: BaseException | None, attempts: Attempts) -> None:
+        if self._runtime.notify.wants(Retried):
+            self._tell_of(Retried(transaction, error or attempts.cause, attempts.number, attempts.delay or 0.0))
+
+    def _undo_hooks(self, hooks: Hooks, error: BaseException | None, *, others_follow: bool = False) -> None:
+        """Run the hooks of a rollback; those of a commit are forgotten."""
+        failures = self._drain(hooks, Moment.ROLLBACK, error)
+        if failures:
+            self._report(failures, committed=False, quietly=error is not None or others_follow)
+
+    def _fail(self, transaction: Transaction, error: BaseException) -> None:
+        """Roll back a transaction whose end failed with *error*, and say it better where SQLAlchemy cannot know."""
+        if isinstance(error, PendingRollbackError):
+            transaction._doom_by(Doom("a flush failed inside it", error))
+            raise self._unexpected(transaction, None)
+        self._roll_back(transaction, error)
+
+    def _unexpected(self, transaction: Transaction, leaving: BaseException | None) -> UnexpectedRollbackError:
+        """Roll back a doomed transaction, and return what to raise."""
+        doom = transaction._doom or transaction._curable
+        assert doom is not None
+        was_caught = doom.error is not None and doom.error is not leaving
+        reason = caught(doom.reason) if was_caught else doom.reason
+        unexpected = UnexpectedRollbackError(f"The work of {transaction._label}", reason)
+        unexpected.__cause__ = doom.error
+        self._roll_back(transaction, unexpected)
+        return unexpected
+
+    def _release_savepoint(self, transaction: Transaction, savepoint: SessionTransaction) -> None:
+        try:
+            assert self._watched is not None
+            # Listeners may swallow what goes wrong in that.
+            self._watched.session.flush()
+            self.check_time(transaction._deadline)
+            self._check_fitness(transaction)
+            savepoint.commit()
+        except _NotFit:
+            self.end(transaction, Decision.COMMIT)
+            return
+        except BaseException as error:
+            self._fail(transaction, error)
+            raise
+
+        self._stack.pop()
+        transaction._released = True
+        transaction._savepoint = None
+        if transaction._deadline is not None:
+            self.relax()
+
+    def _roll_back_savepoint(self, transaction: Transaction, savepoint: SessionTransaction) -> None:
+        try:
+            savepoint.rollback()
+        except Exception as error:  # noqa: BLE001 - told by dooming what encloses the savepoint
+            assert transaction.parent is not None
+            self.doom(
+                transaction.parent,
+                f"the savepoint of {transaction._label} could not be rolled back: {brief(error)}",
+                error,
+            )
+
+    def _leave_stack(self, transaction: Transaction, outcome: Outcome) -> None:
+        del self._stack[self._stack.index(transaction) :]
+        if not self._stack:
+            self.restricted = False
+            self._marks.clear()
+        transaction._outcome = outcome
+        # Its errors have tracebacks, whose frames have it.
+        transaction._savepoint = transaction._root = transaction._suspects = None
+        transaction._doom = transaction._curable = transaction._attempts = None
+
+    def _abandon(self, savepoints: list[Transaction]) -> None:
+        """Roll back savepoints that nobody left."""
+        for savepoint in reversed(savepoints):
+            self._roll_back(savepoint, None, others_follow=True)
+
+    def _roll_back_all(self, error: BaseException | None) -> None:
+        """Roll back the outermost transaction, and every savepoint in it, for good."""
+        self._stack[0]._take_attempts()
+        self._abandon(self._stack[1:])
+        self._roll_back(self._stack[0], error)
+
+    def _complete(self, transaction: Transaction, outcome: Outcome, error: BaseException | None) -> None:
+        if transaction._started is not None and self._runtime.notify.wants(Completed):
+            self._tell_of(Completed(transaction, outcome, error, transaction._duration()))
+
+    def _drain(self, hooks: Hooks, moment: Moment, *args: Any) -> list[Failure]:
+        if not hooks:
+            return []
+
+        outer, self._draining = self._draining, Drain(hooks, moment, len(self._stack))
+        try:
+            with apart():
+                return hooks.run(moment, *args)
+        finally:
+            self._draining = outer
+
+    def _report(self, failures: list[Failure], *, committed: bool, quietly: bool) -> None:
+        """Log or raise what hooks raised; *quietly* where an error is on its way already, or others must end too."""
+        if self._runtime.hook_errors() == "raise" and not quietly:
+            what = "after the COMMIT: the work is stored" if committed else "after the ROLLBACK: the work is undone"
+            raise HookError(f"Hooks failed {what}", [failure.error for failure in failures], committed)
+
+        for failure in failures:
+            logger.error(
+                "The %s hook %s failed. The work is %s all the same.",
+                failure.hook.moment.value,
+                failure.hook.name,
+                "stored" if committed else "undone",
+                exc_info=failure.error,
+            )
+
+
+def _never() -> bool:
+    return False
