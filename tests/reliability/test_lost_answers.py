@@ -69,6 +69,7 @@ def test_resolved(  # noqa: PLR0917 - fixtures and parameters
     """C2: PostgreSQL is asked by the transaction's id: stored and answered, undone, or not known."""
     engine, proxy = proxied
     shop = Shop(engine, app, resolve_commit=True, attempts=3, backoff=Backoff(base=0))
+    shop.quick(0.5)
     proxy.cut = cut
 
     answer = shop.post()
@@ -173,6 +174,7 @@ def test_verify_that_does_not_know(
             raise answer
 
     shop = Shop(engine, app, verify=verify)
+    shop.quick(0.2)
     proxy.cut = "after"
 
     assert shop.post() == (503, "unknown")
