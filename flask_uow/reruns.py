@@ -68,7 +68,7 @@ class Snapshot:
         state.flashes = self._flashes
         state.after_request_functions[:] = self._after
         self._g.restore()
-        _drop_data(vars(state.request), self._attributes)
+        _drop_rows(vars(state.request), self._attributes)
         for file in _files(state.request):
             file.stream.seek(self._positions.get(id(file), 0))
 
@@ -195,8 +195,9 @@ def _files(request: Request) -> list[FileStorage]:
     return [file for files in request.files.listvalues() for file in files]
 
 
-def _drop_data(names: dict[str, Any], known: Collection[str]) -> None:
-    """Take away what is new, and nothing that somebody has to close."""
+def _drop_rows(names: dict[str, Any], known: Collection[str]) -> None:
+    """Take away new rows that have left their session. The rest is the request's own, and whatever it has kept."""
     for name in [name for name in names if name not in known]:
-        if isinstance(inspect(names[name], raiseerr=False), InstanceState) and _is_data(names[name], set()):
+        state = inspect(names[name], raiseerr=False)
+        if isinstance(state, InstanceState) and state.session is None:
             del names[name]
