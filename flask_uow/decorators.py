@@ -6,8 +6,8 @@ import asyncio
 import inspect
 from collections.abc import Callable, Generator, Hashable, Iterator
 from functools import wraps
-from types import CoroutineType, TracebackType
-from typing import Any, Final, Literal, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
+from types import CoroutineType
+from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from click import Command
 from flask import Blueprint, has_request_context
@@ -17,7 +17,7 @@ from flask_uow._core.block import Block, Home, innermost_standalone
 from flask_uow._core.hooks import Hook, Moment, check_callback
 from flask_uow._core.options import StreamOptions, TransactionalOptions, check_options
 from flask_uow._core.propagation import can_begin
-from flask_uow._core.retry import Attempts, running
+from flask_uow._core.retry import Attempt, Attempts
 from flask_uow._core.scope import Scope
 from flask_uow._core.stack import run_now
 from flask_uow._core.stream import Stream
@@ -159,10 +159,12 @@ class Decorator:
                 return run(call, args, kwargs)
             snapshot = _snapshot(attempts)
             while True:
-                with _Attempt(attempts, call, snapshot) as attempt:
+                with Attempt(attempts) as attempt:
                     attempt.value = run(call, args, kwargs)
                 if attempt.is_last:
                     return attempt.value
+                call.discard()
+                snapshot.restore()
                 attempts.wait()
                 call = self._find(policy)._enter(policy, attempts)
 
@@ -186,42 +188,16 @@ class Decorator:
                 return await run(call, args, kwargs)
             snapshot = _snapshot(attempts)
             while True:
-                with _Attempt(attempts, call, snapshot) as attempt:
+                with Attempt(attempts) as attempt:
                     attempt.value = await run(call, args, kwargs)
                 if attempt.is_last:
                     return attempt.value
+                call.discard()
+                snapshot.restore()
                 await asyncio.sleep(attempts.count())
                 call = self._find(policy)._enter(policy, attempts)
 
         return wrapper
-
-
-class _Attempt:
-    """One of several attempts at a function: it swallows what is raised if another follows, and undoes what is left."""
-
-    __slots__ = ("_attempts", "_call", "_running", "_snapshot", "is_last", "value")
-
-    def __init__(self, attempts: Attempts, call: Call, snapshot: Snapshot | NoSnapshot) -> None:
-        self._attempts = attempts
-        self._call = call
-        self._snapshot = snapshot
-        self._running = running(attempts)
-        self.is_last = True
-        self.value: Any = None
-
-    def __enter__(self) -> Self:
-        self._running.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
-        try:
-            self.is_last = not (error is None or isinstance(error, Exception)) or not self._attempts.goes_on(error)
-        finally:
-            self._running.__exit__(None, None, None)
-        if not self.is_last:
-            self._call.discard()
-            self._snapshot.restore()
-        return not self.is_last
 
 
 def _snapshot(attempts: Attempts) -> Snapshot | NoSnapshot:

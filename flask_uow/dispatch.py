@@ -15,7 +15,7 @@ from flask import Flask, Response
 from werkzeug.exceptions import HTTPException, InternalServerError
 
 from flask_uow._core.policy import Decision, on_error, on_status
-from flask_uow._core.retry import NOTHING_BEFORE, Attempts, Retry, running
+from flask_uow._core.retry import NOTHING_BEFORE, Attempt, Attempts, Retry
 from flask_uow._core.runtime import HookErrors, Plan, Runtime
 from flask_uow._core.scope import Scope
 from flask_uow._core.session import SessionSource
@@ -308,16 +308,11 @@ class Dispatch:
                 attributes[PHASE] = VIEW
                 self._replan(attributes)
                 repetition.begin()
-                with running(attempts):
-                    try:
-                        value = self._run_view(attributes, view, (), {})
-                    except Exception as error:
-                        if not attempts.goes_on(error):
-                            raise
-                    else:
-                        if not attempts.goes_on(None):
-                            return value
-                        _close_answer(value)
+                with Attempt(attempts) as attempt:
+                    attempt.value = self._run_view(attributes, view, (), {})
+                if attempt.is_last:
+                    return attempt.value
+                _close_answer(attempt.value)
                 repetition.undo()
         finally:
             repetition.end()

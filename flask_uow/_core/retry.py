@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 from flask_uow._core.backoff import Backoff
 from flask_uow._core.deadline import Deadline
 from flask_uow._core.faults import asks_for_another_attempt
 from flask_uow._core.options import NEVER_RETRIED, Options, RetryOn
 
-__all__ = ["NOTHING_BEFORE", "Attempts", "Baseline", "Retry", "apart", "note_commit", "retry_of", "running"]
+__all__ = ["NOTHING_BEFORE", "Attempt", "Attempts", "Baseline", "Retry", "apart", "note_commit", "retry_of"]
 
 logger = logging.getLogger("flask_uow")
 
@@ -66,22 +67,6 @@ def retry_of(options: Options, attempts: int) -> Retry | None:
 
 _running: ContextVar[tuple[Attempts, ...]] = ContextVar("flask_uow.running", default=())
 """The attempts that are being made, the innermost last."""
-
-
-@contextmanager
-def running(attempts: Attempts) -> Generator[None, None, None]:
-    """Let what happens inside be a part of one of *attempts*."""
-    outer = _running.get()
-    _running.set((*outer, attempts))
-    try:
-        yield
-    finally:
-        # A coroutine can be closed in another context than it ran in.
-        if _running.get()[-1:] == (attempts,):
-            _running.set(outer)
-        # Their tracebacks have the frames that have the attempts.
-        attempts.cause = None
-        attempts.spent.clear()
 
 
 @contextmanager
@@ -296,6 +281,43 @@ class Attempts:
         except Exception:
             logger.exception("The function retry_on of %s failed, and counts as no", self._label)
             return False
+
+
+class Attempt:
+    """One of several attempts: what is raised in it is swallowed, if another one follows.
+
+    Args:
+        attempts: Those of which it is one. Inner blocks know of them, so that theirs do not multiply with these.
+    """
+
+    __slots__ = ("_attempts", "_outer", "is_last", "value")
+
+    def __init__(self, attempts: Attempts) -> None:
+        self._attempts = attempts
+        self._outer: tuple[Attempts, ...] = ()
+        self.is_last = True
+        """Whether there is no other one; known at its end."""
+
+        self.value: Any = None
+        """What was returned, for whoever has run it."""
+
+    def __enter__(self) -> Self:
+        self._outer = _running.get()
+        _running.set((*self._outer, self._attempts))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
+        attempts = self._attempts
+        try:
+            self.is_last = not (error is None or isinstance(error, Exception)) or not attempts.goes_on(error)
+        finally:
+            # A coroutine can be closed in another context than it ran in.
+            if _running.get()[-1:] == (attempts,):
+                _running.set(self._outer)
+            # Their tracebacks have the frames that have the attempts.
+            attempts.cause = None
+            attempts.spent.clear()
+        return not self.is_last
 
 
 def _with_causes(error: BaseException, ends: Iterable[BaseException | None]) -> Iterator[BaseException]:

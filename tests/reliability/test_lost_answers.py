@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -290,58 +292,51 @@ class Interrupt(BaseException):
     """Somebody wants to end the program."""
 
 
-def test_interrupt_while_commit_is_on_its_way(app: Flask, postgresql: Engine, log: Log) -> None:
-    """It goes on as it is; the outcome is not known, so neither kind of hook runs."""
-    url = postgresql.url
+@contextmanager
+def raising_after_commit(engine: Engine, error: BaseException) -> Iterator[tuple[Engine, list[bool]]]:
+    """An engine on the same database, whose driver raises *error* after it has committed, once the list has an item."""
+    raises: list[bool] = []
+    url = engine.url.set(drivername="postgresql").render_as_string()
 
     class Connection(psycopg.Connection[Any]):
         def commit(self) -> None:
             super().commit()
-            if self.interrupted:
-                raise Interrupt
+            if raises:
+                raise error
 
-        interrupted = False
-
-    engine = create_engine(url, creator=lambda: Connection.connect(url.set(drivername="postgresql").render_as_string()))
-    with engine.connect():
+    raising = create_engine(engine.url, creator=lambda: Connection.connect(url))
+    with raising.connect():
         """The first connection commits, too."""
-    shop = Shop(engine, app, resolve_commit=True)
-    Connection.interrupted = True
+    yield raising, raises
+    raising.dispose()
 
-    with pytest.raises(Interrupt):
-        shop.post()
 
-    Connection.interrupted = False
-    assert shop.hooks == []
-    assert log.arguments[log.index("transaction_completed")]["outcome"] is Outcome.UNKNOWN
-    assert log.count("after_commit") == log.count("after_rollback") == 0
-    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined] # it is a QueuePool
-    assert titles(postgresql) == ["Emma"]
-    engine.dispose()
+def test_interrupt_while_commit_is_on_its_way(app: Flask, postgresql: Engine, log: Log) -> None:
+    """It goes on as it is; the outcome is not known, so neither kind of hook runs."""
+    with raising_after_commit(postgresql, Interrupt()) as (engine, raises):
+        shop = Shop(engine, app, resolve_commit=True)
+        raises.append(True)
+
+        with pytest.raises(Interrupt):
+            shop.post()
+
+        raises.clear()
+        assert shop.hooks == []
+        assert log.arguments[log.index("transaction_completed")]["outcome"] is Outcome.UNKNOWN
+        assert log.count("after_commit") == log.count("after_rollback") == 0
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined] # it is a QueuePool
+        assert titles(postgresql) == ["Emma"]
 
 
 def test_driver_that_fails_without_an_error_of_its_own(app: Flask, postgresql: Engine) -> None:
     """An OSError in the driver's commit is no answer, either."""
-    url = postgresql.url
+    with raising_after_commit(postgresql, ConnectionResetError()) as (engine, raises):
+        shop = Shop(engine, app, resolve_commit=True)
+        raises.append(True)
 
-    class Connection(psycopg.Connection[Any]):
-        def commit(self) -> None:
-            super().commit()
-            if self.broken:
-                raise ConnectionResetError
+        assert shop.post() == (200, "stored")
 
-        broken = False
-
-    engine = create_engine(url, creator=lambda: Connection.connect(url.set(drivername="postgresql").render_as_string()))
-    with engine.connect():
-        """The first connection commits, too."""
-    shop = Shop(engine, app, resolve_commit=True)
-    Connection.broken = True
-
-    assert shop.post() == (200, "stored")
-
-    assert (shop.hooks, titles(postgresql)) == (["stored Emma"], ["Emma"])
-    engine.dispose()
+        assert (shop.hooks, titles(postgresql)) == (["stored Emma"], ["Emma"])
 
 
 def test_listener_of_the_engine_is_no_lost_answer(app: Flask, engine: Engine, log: Log) -> None:
