@@ -2,6 +2,7 @@
 
 from flask_uow import errors, signals
 from flask_uow._core.backoff import Backoff
+from flask_uow._core.changes import BulkChange, Change, ChangeSet
 from flask_uow._core.propagation import Propagation
 from flask_uow._core.transaction import Outcome, State, Transaction
 from flask_uow.decorators import current_transaction, on_commit, on_rollback, transactional
@@ -26,6 +27,9 @@ from flask_uow.scoping import current_session, flask_scoped_session
 
 __all__ = [
     "Backoff",
+    "BulkChange",
+    "Change",
+    "ChangeSet",
     "CommitOutcomeUnknownError",
     "ConfigurationError",
     "HookError",

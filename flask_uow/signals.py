@@ -32,9 +32,11 @@ logger = logging.getLogger("flask_uow")
 _namespace: Final = Namespace()
 
 transaction_started = _namespace.signal("transaction-started", "An outermost transaction began: transaction.")
-before_commit = _namespace.signal("before-commit", "Flushed, about to COMMIT; raising is a veto: transaction, session.")
-after_commit = _namespace.signal("after-commit", "COMMIT has returned: transaction.")
-after_rollback = _namespace.signal("after-rollback", "Rolled back, for whatever reason: transaction, error.")
+before_commit = _namespace.signal(
+    "before-commit", "Flushed, about to COMMIT; raising is a veto: transaction, session, changes."
+)
+after_commit = _namespace.signal("after-commit", "COMMIT has returned: transaction, changes.")
+after_rollback = _namespace.signal("after-rollback", "Rolled back, for whatever reason: transaction, error, changes.")
 transaction_retried = _namespace.signal(
     "transaction-retried", "An attempt failed and another follows: transaction, error, attempt, delay."
 )
@@ -79,8 +81,9 @@ class Publisher:
         self._synchronise = synchronise
 
     def wants(self, kind: type[Event], /) -> bool:
-        """Whether the signal has any receiver."""
-        return bool(_SIGNALS[kind].receivers)
+        """Whether the signal has any receiver that would be called for this sender."""
+        signal = _SIGNALS[kind]
+        return bool(signal.receivers) and signal.has_receivers_for(self._sender)
 
     def __call__(self, event: Event, /) -> None:
         """Send *event* as its signal.

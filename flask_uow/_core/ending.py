@@ -28,10 +28,12 @@ from flask_uow._core.guard import Guard, brief, caught
 from flask_uow._core.hooks import Failure, Hooks, Moment
 from flask_uow._core.options import Options, Verify
 from flask_uow._core.policy import Decision, on_error
+from flask_uow._core.recording import Recorder
 from flask_uow._core.retry import Attempts, apart
 from flask_uow._core.runtime import Runtime
 from flask_uow._core.session import WatchedSession, refuse_lost_changes
-from flask_uow._core.transaction import Doom, Outcome, State, Transaction
+from flask_uow._core.tracking import Record
+from flask_uow._core.transaction import Doom, Outcome, State, Transaction, outside_any_block
 from flask_uow.errors import (
     CommitOutcomeUnknownError,
     HookError,
@@ -59,13 +61,16 @@ class _NotFit(Exception):  # noqa: N818 - nobody meets it
 class Ending(Guard):
     """The transactions of one context, the innermost last: how they end. It knows not how they begin."""
 
-    __slots__ = ("_committing", "_draining", "_settling", "_telling")
+    __slots__ = ("_committing", "_draining", "_seen", "_settling", "_telling")
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
         self._draining: Drain | None = None
         self._settling = False
         self._committing: Transaction | None = None
+        self._seen: dict[Recorder, Any] = {}
+        """What recorders want to know beside the changes, of the transaction that is about to commit."""
+
         self._telling = False
 
     @property
@@ -140,6 +145,8 @@ class Ending(Guard):
                 self._start(transaction)
                 if notify.wants(BeforeCommit):
                     self._ask_receivers(transaction, watched)
+                if self._runtime.recorders:
+                    self._let_recorders_look(transaction, watched)
                 self._committing = transaction
                 try:
                     watched.commit()
@@ -234,6 +241,51 @@ class Ending(Guard):
             is_over = partial(is_gone, session, engine)
         return ask_user(lambda: self._verify(verify, transaction._label), is_over, end - monotonic(), runtime.sleep)
 
+    # Changes
+
+    def wants_changes(self) -> bool:
+        """Whether anybody wants to know what a transaction that begins now changes."""
+        runtime = self._runtime
+        wants = runtime.notify.wants
+        return bool(runtime.recorders) or wants(BeforeCommit) or wants(AfterCommit) or wants(AfterRollback)
+
+    def tracked(self, record: Record) -> None:
+        """Let the transactions know where it is written down what they change from now on."""
+        self._marks.clear()
+        for transaction in self._stack:
+            transaction._record = record
+
+    def _flush(self, watched: WatchedSession) -> None:
+        """Flush what is there before the commit, for those who want to know what is changed."""
+        root = watched.session.get_transaction()
+        if watched.record is None and root is not None and self.wants_changes():
+            # They have begun to listen since the session began.
+            watched.track(root)
+        watched.session.flush()
+
+    def _let_recorders_look(self, transaction: Transaction, watched: WatchedSession) -> None:
+        self._settling = True
+        try:
+            self._flush(watched)
+            if watched.record:
+                self._seen = {recorder: recorder.look(transaction) for recorder in self._runtime.recorders}
+        finally:
+            self._settling = False
+        self._check_fitness(transaction)
+
+    def _record_changes(self, transaction: Transaction, watched: WatchedSession) -> None:
+        """Let the recorders write down what the transaction has changed, after all others have changed something."""
+        seen, self._seen = self._seen, {}
+        if not self._runtime.recorders or not watched.record:
+            return
+        changes = watched.record.changes()
+        for recorder in self._runtime.recorders:
+            # What a listener of the user's has changed, after nothing else was, comes after they were to look.
+            known = seen[recorder] if recorder in seen else recorder.look(transaction)
+            recorder.write(changes, known, watched.connection_for)
+        self._ask_the_database(transaction, watched)
+        self._check_fitness(transaction)
+
     @abstractmethod
     def _note_commit(self) -> None:
         """Let attempts that this is a part of know that something is stored, or may be."""
@@ -245,11 +297,17 @@ class Ending(Guard):
     def about_to_commit(self) -> None:
         """Look once more at what is about to be committed: listeners may have swallowed an error of the last flush."""
         transaction = self._committing
-        if transaction is None or self._watched is None:
+        if self._watched is None:
+            return
+        if transaction is None:
+            # It commits past us, and is written down all the same.
+            if self._runtime.recorders:
+                self._record_changes(self._stack[0] if self._stack else outside_any_block(), self._watched)
             return
         self.check_time(transaction._deadline)
         self._ask_the_database(transaction, self._watched)
         self._check_fitness(transaction)
+        self._record_changes(transaction, self._watched)
         if transaction._attempts is not None:
             refuse_lost_changes(transaction._attempts.expelled)
         options = transaction._options
@@ -295,7 +353,7 @@ class Ending(Guard):
             self._note_commit()
         try:
             if transaction._stored and self._runtime.notify.wants(AfterCommit):
-                self._tell_of(AfterCommit(transaction))
+                self._tell_of(AfterCommit(transaction, transaction.changes))
         finally:
             try:
                 failures = self._drain(transaction._hooks, Moment.COMMIT)
@@ -317,8 +375,8 @@ class Ending(Guard):
         """Flush, ask the receivers of `BeforeCommit`, and make sure that they have left the transaction fit."""
         self._settling = True
         try:
-            watched.session.flush()
-            self._runtime.notify(BeforeCommit(transaction, watched.session))
+            self._flush(watched)
+            self._runtime.notify(BeforeCommit(transaction, watched.session, transaction.changes))
         finally:
             self._settling = False
         self._check_fitness(transaction)
@@ -342,8 +400,11 @@ class Ending(Guard):
         self._leave_stack(transaction, Outcome.ROLLED_BACK)
         transaction.will_retry = will_retry
         hooks = transaction._hooks.drop_since(transaction._mark)
-        if savepoint is None and in_database and self._runtime.notify.wants(AfterRollback):
-            self._tell_of(AfterRollback(transaction, error))
+        if savepoint is not None:
+            self._forget_changes(transaction._since)
+            transaction._until = transaction._since
+        elif in_database:
+            self._tell_of_rollback(transaction, error)
         try:
             self._undo_hooks(hooks, error, others_follow=others_follow or will_retry)
             if attempts is not None and will_retry and transaction._started is not None:
@@ -351,6 +412,19 @@ class Ending(Guard):
         finally:
             if savepoint is None:
                 self._complete(transaction, Outcome.ROLLED_BACK, error)
+
+    def _tell_of_rollback(self, transaction: Transaction, error: BaseException | None) -> None:
+        if self._runtime.notify.wants(AfterRollback):
+            self._tell_of(AfterRollback(transaction, error, transaction.changes))
+        watched = self._watched
+        if watched is None or not transaction._record:
+            return
+        for recorder in self._runtime.recorders:
+            try:
+                with apart():
+                    recorder.write_lost(transaction, transaction.changes, error, watched.bind_for)
+            except Exception:
+                logger.exception("What %s had changed, and was rolled back, could not be written down", transaction)
 
     def _tell_of_another(self, transaction: Transaction, error: BaseException | None, attempts: Attempts) -> None:
         if self._runtime.notify.wants(Retried):
@@ -398,6 +472,7 @@ class Ending(Guard):
         self._stack.pop()
         transaction._released = True
         transaction._savepoint = None
+        transaction._until = None if transaction._record is None else transaction._record.mark()
         if transaction._deadline is not None:
             self.relax()
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from sqlalchemy.orm import Session
 
+from flask_uow._core.changes import ChangeSet
 from flask_uow._core.transaction import Outcome, Transaction
 
 __all__ = [
@@ -35,6 +36,7 @@ class BeforeCommit:
 
     transaction: Transaction
     session: Session
+    changes: ChangeSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +44,16 @@ class AfterCommit:
     """COMMIT has returned."""
 
     transaction: Transaction
+    changes: ChangeSet
 
 
 @dataclass(frozen=True, slots=True)
 class AfterRollback:
-    """The work is undone."""
+    """The work is undone. *changes* are what was lost."""
 
     transaction: Transaction
     error: BaseException | None
+    changes: ChangeSet
 
 
 @dataclass(frozen=True, slots=True)

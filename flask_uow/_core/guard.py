@@ -18,7 +18,7 @@ from flask_uow._core.deadline import Deadline
 from flask_uow._core.faults import ends_the_transaction, is_locked, is_out_of_time, is_read_only
 from flask_uow._core.hooks import Hooks
 from flask_uow._core.runtime import Runtime
-from flask_uow._core.session import WatchedSession, listen_to_flushes, unsaved
+from flask_uow._core.session import Mark, WatchedSession, listen_to_flushes, unsaved
 from flask_uow._core.transaction import Doom, State, Transaction
 from flask_uow.errors import (
     ReadOnlyTransactionError,
@@ -45,8 +45,8 @@ class Guard(ABC):
         self._suspended: str | None = None
         """The transaction that is suspended meanwhile, if its place was taken."""
 
-        self._marks: dict[tuple[Connection, str], int] = {}
-        """Where the hooks begin that were registered in savepoints that the user has made of a connection."""
+        self._marks: dict[tuple[Connection, str], Mark] = {}
+        """Where what goes with them begins, of savepoints that the user has made of a connection."""
 
         self.restricted = False
         """Whether a transaction on the stack is doomed, or has a deadline, so that statements are looked at."""
@@ -147,7 +147,23 @@ class Guard(ABC):
                 transaction._curable = None
         mark = self._marks.pop((connection, savepoint), None)
         if mark is not None:
-            self._undo_hooks(self._stack[-1]._hooks.drop_since(mark), sys.exception())
+            self.savepoint_rolled_back(mark)
+
+    def savepoint_rolled_back(self, mark: Mark) -> None:
+        """Forget the changes made since, drop the hooks registered since, and run those of a rollback."""
+        hooks, changes = mark
+        self._forget_changes(changes)
+        if self._stack:
+            self._undo_hooks(self._stack[-1]._hooks.drop_since(hooks), sys.exception())
+
+    def _mark(self) -> Mark:
+        """Return a mark for `savepoint_rolled_back`."""
+        record = None if self._watched is None else self._watched.record
+        return len(self._stack[-1]._hooks) if self._stack else 0, 0 if record is None else record.mark()
+
+    def _forget_changes(self, mark: int) -> None:
+        if self._watched is not None and self._watched.record is not None:
+            self._watched.record.forget_since(mark)
 
     @abstractmethod
     def _undo_hooks(self, hooks: Hooks, error: BaseException | None) -> None:

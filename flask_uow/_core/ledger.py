@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -25,6 +25,10 @@ class Ledger(Generic[T]):
     def add(self, entry: T) -> None:
         """Write *entry* below the others."""
         self._entries.append(entry)
+
+    def extend(self, entries: Iterable[T]) -> None:
+        """Write *entries* below the others, in order."""
+        self._entries.extend(entries)
 
     def mark(self) -> int:
         """Return a mark for *forget_since*."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from flask_uow._core.events import Notify
 from flask_uow._core.options import ManualCommit, Options
 from flask_uow._core.policy import Judge
+from flask_uow._core.recording import Recorder
 from flask_uow._core.retry import Retry
 from flask_uow._core.session import SessionSource
 
@@ -44,6 +45,9 @@ class Runtime:
 
     resolve_commit: bool = False
     """Whether PostgreSQL is asked what became of a COMMIT without an answer, where the options do not say."""
+
+    recorders: Sequence[Recorder] = ()
+    """Who writes down what is changed. There can be more of them later."""
 
     sleep: Callable[[float], None] = _sleep
     """Waits for some seconds."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -18,9 +17,9 @@ from flask_uow._core.options import ManualCommit, Options, Verify
 from flask_uow._core.policy import Decision
 from flask_uow._core.retry import Attempts, note_commit
 from flask_uow._core.runtime import Plan, Runtime
-from flask_uow._core.session import WatchedSession, shared
+from flask_uow._core.session import Mark, WatchedSession, shared
 from flask_uow._core.stack import Stack
-from flask_uow._core.transaction import Joined, Transaction, deadline_of
+from flask_uow._core.transaction import Joined, Transaction, deadline_of, outside_any_block
 from flask_uow.errors import (
     ConfigurationError,
     IncompatibleTransactionError,
@@ -30,8 +29,6 @@ from flask_uow.errors import (
 )
 
 __all__ = ["Scope"]
-
-_BY_HAND = Options()
 
 _places: ContextVar[Mapping[Scope, Scope]] = ContextVar("flask_uow.places", default=MappingProxyType({}))
 """Which scope has the place of which. A context variable, for tasks of one view suspend by themselves."""
@@ -279,15 +276,10 @@ class Scope(Stack):
         elif block.deadline is not None:
             self.relax()
 
-    def savepoint_begun(self) -> int:
-        """Mark the hooks that are there before a savepoint of the user's own."""
-        transaction = self.current()
-        return 0 if transaction is None else transaction._hooks.mark()
-
-    def savepoint_rolled_back(self, mark: int) -> None:
-        """Drop the hooks that were registered since, and run those of a rollback."""
-        if self._stack:
-            self._undo_hooks(self._stack[-1]._hooks.drop_since(mark), sys.exception())
+    def savepoint_begun(self) -> Mark:
+        """Mark what is there before a savepoint of the user's own."""
+        self.current()
+        return self._mark()
 
     def _refuse_writing(self, transaction: Transaction, options: Options, label: str) -> None:
         if options.read_only is False and transaction.read_only:
@@ -434,7 +426,7 @@ class Scope(Stack):
         if not self._stack and not self._in_transaction():
             return None
         if self.current() is None:
-            self._push(Transaction(_BY_HAND, "a session outside any block", by_block=False))
+            self._push(outside_any_block())
         self._start(self._stack[0])
         return self._stack[0]
 

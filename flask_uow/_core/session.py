@@ -9,7 +9,7 @@ from functools import cache, partial
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary, ref
 
-from sqlalchemy import Connection, Engine, NestedTransaction, event, inspect
+from sqlalchemy import Connection, Engine, NestedTransaction, Table, event, inspect
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, UnboundExecutionError
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
@@ -33,9 +33,10 @@ from flask_uow._core.connection import (
     take,
 )
 from flask_uow._core.faults import was_answered
+from flask_uow._core.tracking import Record, track, untrack
 from flask_uow.errors import ConfigurationError, PartialCommitError, UnexpectedRollbackError
 
-__all__ = ["OVERSEEN", "Overseer", "SessionSource", "WatchedSession"]
+__all__ = ["OVERSEEN", "Mark", "Overseer", "SessionSource", "WatchedSession"]
 
 logger = logging.getLogger("flask_uow")
 
@@ -73,6 +74,10 @@ class SessionSource:
     """Lets a registry return another session, or open a new one, and returns the one that it had open."""
 
 
+Mark = tuple[int, int]
+"""Where a savepoint begins: in the hooks, and in the record of changes."""
+
+
 class Overseer(Supervisor, Protocol):
     """Who is asked before a session is settled by hand, and told what happens in it."""
 
@@ -108,12 +113,22 @@ class Overseer(Supervisor, Protocol):
     def about_to_commit(self) -> None:
         """Learn that all is flushed and COMMIT is next, and raise if it must not be sent."""
 
-    def savepoint_begun(self) -> int:
-        """Learn that the user is about to begin a savepoint, and return a mark for `savepoint_rolled_back`."""
+    def savepoint_begun(self) -> Mark:
+        """Learn that the user has begun a savepoint, and return a mark for `savepoint_rolled_back`."""
         ...
 
-    def savepoint_rolled_back(self, mark: int) -> None:
+    def savepoint_rolled_back(self, mark: Mark) -> None:
         """Learn that a savepoint of the user's own was rolled back."""
+
+    def wants_changes(self) -> bool:
+        """Whether anybody wants to know what a transaction that begins now changes."""
+        ...
+
+    def tracked(self, record: Record) -> None:
+        """Learn where it is written down what the session changes from now on."""
+
+    def mark_own_savepoints(self) -> None:
+        """Learn that something is about to be written down that goes with savepoints made of a connection."""
 
     def no_connection(self, error: Exception) -> Exception | None:
         """Learn that there was no connection to be had, and return a better error to raise, if there is one."""
@@ -125,7 +140,7 @@ class Overseer(Supervisor, Protocol):
 
 _SHADOWED: Final = ("commit", "rollback", "close", "reset", "begin")
 
-_OURS: Final = (*_SHADOWED, "_connection_for_bind")
+_OURS: Final = (*_SHADOWED, "_connection_for_bind", "_execute_internal")
 
 
 class WatchedSession:
@@ -145,6 +160,7 @@ class WatchedSession:
         "_passing",
         "_sent",
         "_source",
+        "record",
         "session",
     )
 
@@ -164,6 +180,9 @@ class WatchedSession:
         self._is_sending = False
         """Whether all is flushed, and COMMIT is what is sent from here on."""
 
+        self.record: Record | None = None
+        """What the session's transaction has changed, if anybody wants to know."""
+
         self._failed: tuple[BaseException, Connection] | None = None
         """What went wrong in a COMMIT, and where."""
 
@@ -171,6 +190,8 @@ class WatchedSession:
         """The engines that COMMIT was sent to, the last one perhaps in vain; where there are several."""
 
         vars(session).update({name: partial(self._called, name) for name in _SHADOWED})
+        # No event tells of a statement when it has been executed, and the first one may begin the transaction.
+        vars(session)["_execute_internal"] = self._execute
         session.info[OVERSEEN] = self
         _listen()
 
@@ -194,6 +215,54 @@ class WatchedSession:
         No event tells of the one before the connection has begun, nor of the other after the last flush.
         """
         vars(root).update({"_connection_for_bind": self._provide, "_prepare_impl": self._prepare})
+        if self._overseer.wants_changes():
+            self.track(root)
+        elif self.record is not None:
+            self._untrack()
+
+    def track(self, root: SessionTransaction) -> None:
+        """Write down what *root* changes from now on."""
+        self.record = Record(self._overseer.mark_own_savepoints, is_complete=not root._connections)
+        track(self.session, self.record)
+        self._overseer.tracked(self.record)
+
+    def connection_for(self, table: Table) -> Connection:
+        """Return the connection of the transaction by which *table* is reached.
+
+        Raises:
+            ConfigurationError: It is reached by another than those that the transaction is on.
+        """
+        root, bind = self.session.get_transaction(), self.bind_for(table)
+        entry = None if root is None else root._connections.get(bind)
+        if entry is None:
+            raise ConfigurationError(
+                f"The table {table.fullname!r}",
+                f"is in {bind!r}, and what was changed is in another database. What is to be kept in one transaction "
+                "has to be in one database: use a UnitOfWork for each.",
+            )
+        return entry[0]
+
+    def bind_for(self, table: Table) -> Engine | Connection:
+        """Return what the session reaches *table* by."""
+        return self.session.get_bind(clause=table)
+
+    def _untrack(self) -> None:
+        self.record = None
+        untrack(self.session)
+
+    def _execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for the method that all statements go through."""
+        session = self.session
+        try:
+            result = type(session)._execute_internal(session, statement, *args, **kwargs)
+        except BaseException:
+            # The traceback has this frame, and a cycle of SQLAlchemy's has the traceback.
+            del self
+            raise
+        # One that a listener of the user's executes is inside the one that it was told of.
+        if self.record is not None and kwargs.get("_parent_execute_state") is None:
+            self.record.executed(statement, result)
+        return result
 
     def _prepare(self) -> None:
         """Stand in for the method that flushes before COMMIT, and listeners may swallow what goes wrong in that."""
@@ -566,6 +635,7 @@ class WatchedSession:
     def unwatch(self) -> None:
         """Give the session its own methods back."""
         self._let_go()
+        untrack(self.session)
         attributes = vars(self.session)
         for name in _OURS:
             attributes.pop(name, None)

@@ -78,6 +78,7 @@ class Stack(Ending):
         """Put an outermost transaction on the stack; the session may have begun already."""
         if self._watched is not None:
             transaction._root = self._watched.session.get_transaction()
+            transaction._record = None if transaction._root is None else self._watched.record
         return self._add(transaction)
 
     def _made_fit(self, transaction: Transaction) -> Transaction:
@@ -205,17 +206,17 @@ class Stack(Ending):
         if drain is not None and drain.moment is hook.moment and drain.depth == len(self._stack):
             drain.hooks.add(hook)
         elif (transaction := self.current()) is not None:
-            self._mark_own_savepoints(transaction)
+            self.mark_own_savepoints()
             transaction._hooks.add(hook)
         elif run_if_inactive:
             run_now(hook)
         else:
             raise TransactionRequiredError(f"{hook.moment.value}()")
 
-    def _mark_own_savepoints(self, transaction: Transaction) -> None:
-        """Remember where the hooks begin that go with savepoints that the user has made of a connection."""
+    def mark_own_savepoints(self) -> None:
+        """Remember where the hooks and the changes begin that go with savepoints made of a connection."""
         for savepoint in () if self._watched is None else self._watched.own_savepoints():
-            self._marks.setdefault(savepoint, transaction._hooks.mark())
+            self._marks.setdefault(savepoint, self._mark())
         if self._marks and self._watched is not None:
             self._watched.follow()
 

@@ -13,15 +13,17 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import SessionTransaction
 
+from flask_uow._core.changes import ChangeSet
 from flask_uow._core.connection import Savepoints
 from flask_uow._core.deadline import Deadline
 from flask_uow._core.fate import Ticket
 from flask_uow._core.hooks import Hooks
 from flask_uow._core.options import Options
 from flask_uow._core.retry import Attempts
+from flask_uow._core.tracking import Record
 from flask_uow.errors import ConfigurationError
 
-__all__ = ["Doom", "Joined", "Outcome", "State", "Transaction", "deadline_of"]
+__all__ = ["Doom", "Joined", "Outcome", "State", "Transaction", "deadline_of", "outside_any_block"]
 
 
 class Outcome(StrEnum):
@@ -97,17 +99,20 @@ class Transaction:
         "_mark",
         "_options",
         "_outcome",
+        "_record",
         "_released",
         "_rollback_only",
         "_root",
         "_savepoint",
         "_sent_at",
         "_session",
+        "_since",
         "_started",
         "_stored",
         "_successor",
         "_suspects",
         "_ticket",
+        "_until",
         "attempt",
         "isolation_level",
         "parent",
@@ -162,6 +167,13 @@ class Transaction:
 
         self._is_prelude = False
         """Whether it has begun before the view that can be run again, and what it writes there would be lost."""
+
+        self._record: Record | None = None if parent is None else parent._record
+        """What its session has changed, if anybody wants to know."""
+
+        self._since = 0 if self._record is None else self._record.mark()
+        self._until: int | None = None
+        """Where in the record its changes begin, and where they end, of a savepoint that is over."""
 
         self._ticket: Ticket | None = None
         """By which its database can be asked what became of its COMMIT."""
@@ -230,6 +242,20 @@ class Transaction:
             self._info = {}
         return self._info
 
+    @property
+    def changes(self) -> ChangeSet:
+        """What has been written in it so far, by flushes and by statements, and not been rolled back: the net change.
+
+        It is followed if somebody listens to `before_commit`, `after_commit` or `after_rollback` when the transaction
+        begins, or if there is an audit trail. Otherwise it is empty, and its ``is_complete`` is false.
+        """
+        if self._record is not None:
+            return self._record.changes(self._since, self._until)
+        outermost = self
+        while outermost.parent is not None:
+            outermost = outermost.parent
+        return ChangeSet(is_complete=outermost._started is None)
+
     def set_rollback_only(self) -> None:
         """Let this transaction roll back when it ends.
 
@@ -282,3 +308,8 @@ class Transaction:
     def _duration(self) -> float:
         """Seconds since it began."""
         return 0.0 if self._started is None else perf_counter() - self._started
+
+
+def outside_any_block() -> Transaction:
+    """Return what stands for a transaction that a session has begun by itself, and somebody ends by hand."""
+    return Transaction(Options(), "a session outside any block", by_block=False)

@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 from sqlalchemy.pool import NullPool
 
 from flask_uow._core.connection import Demands
-from flask_uow._core.session import SessionSource, WatchedSession
+from flask_uow._core.session import Mark, SessionSource, WatchedSession
+from flask_uow._core.tracking import Record
 from flask_uow.errors import ConfigurationError
 from tests.core.conftest import Book, give_back, source_of, titles
 
@@ -69,10 +70,10 @@ class Watcher:
     def connection_wanted(self, bind: Engine | Connection) -> None:
         """Nothing: any connection will do."""
 
-    def savepoint_begun(self) -> int:
-        return 7
+    def savepoint_begun(self) -> Mark:
+        return 7, 0
 
-    def savepoint_rolled_back(self, mark: int) -> None:
+    def savepoint_rolled_back(self, mark: Mark) -> None:
         self.calls.append(f"rolled back to {mark}")
 
     def no_connection(self, error: Exception) -> Exception | None:
@@ -84,6 +85,15 @@ class Watcher:
 
     def demands(self) -> Demands | None:
         return self.asked
+
+    def wants_changes(self) -> bool:
+        return False
+
+    def tracked(self, record: Record) -> None:
+        raise AssertionError
+
+    def mark_own_savepoints(self) -> None:
+        raise AssertionError
 
     def flush_called(self) -> None:
         """Nothing: it is called from the first read-only transaction of the process on."""
@@ -436,6 +446,7 @@ def test_private_parts_of_sqlalchemy(engine: Engine) -> None:
             assert inner._previous_nested is outer
             assert inner._savepoint.startswith("sa_savepoint_")
         assert callable(begun._prepare_impl)
+        assert callable(session._execute_internal)
         assert callable(session._connection_for_bind)
     assert session._close_state.name == "CLOSED"
     assert create_engine("sqlite://", isolation_level="AUTOCOMMIT").dialect._on_connect_isolation_level == "AUTOCOMMIT"

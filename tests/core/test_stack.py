@@ -9,6 +9,7 @@ from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from flask_uow._core.changes import Change, ChangeSet
 from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Completed, Event, Started
 from flask_uow._core.hooks import Hook, Moment
 from flask_uow._core.options import Options
@@ -249,7 +250,12 @@ def test_events_of_a_commit(scope: Scope, events: Events) -> None:
         names: list[str] = []
 
     completed = events.pop()
-    assert events == [Started(transaction), BeforeCommit(transaction, session), AfterCommit(transaction)]
+    changes = ChangeSet([Change("insert", "Book", "book", (1,), {}, {"id": 1, "title": "Emma", "printed": None})])
+    assert events == [
+        Started(transaction),
+        BeforeCommit(transaction, session, changes),
+        AfterCommit(transaction, changes),
+    ]
     assert isinstance(completed, Completed)
     assert (completed.transaction, completed.outcome, completed.error) == (transaction, Outcome.COMMITTED, None)
     assert completed.duration > 0
@@ -266,7 +272,7 @@ def test_events_of_a_rollback(scope: Scope, events: Events) -> None:
         raise error
 
     completed = events.pop()
-    assert events == [Started(transaction), AfterRollback(transaction, error)]
+    assert events == [Started(transaction), AfterRollback(transaction, error, ChangeSet())]
     assert isinstance(completed, Completed)
     assert (completed.outcome, completed.error) == (Outcome.ROLLED_BACK, error)
 

@@ -1,0 +1,317 @@
+"""What a transaction has changed, as plain values."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from itertools import compress
+from operator import is_not, itemgetter
+from typing import Any, Final, Literal, NamedTuple, Self, overload
+
+from sqlalchemy.orm import LoaderCallableStatus
+from sqlalchemy.util import immutabledict
+
+__all__ = [
+    "NO_VALUE",
+    "UNLOADED",
+    "BulkChange",
+    "Change",
+    "ChangeSet",
+    "Entry",
+    "Layout",
+    "Operation",
+    "Row",
+    "RowChange",
+    "net",
+    "tuple_getter",
+]
+
+Operation = Literal["insert", "update", "delete"]
+
+
+class Change(NamedTuple):
+    """What has become of one row.
+
+    It holds plain values: no instance, no session. It is a tuple, and can be kept, compared and pickled.
+    """
+
+    operation: Operation
+    """``"insert"``, ``"update"`` or ``"delete"``."""
+
+    entity: str | None
+    """The name of the mapped class, or None for a row of an association table."""
+
+    table: str
+    """The name of the table, after that of its schema and a dot if it has one."""
+
+    identity: tuple[Any, ...]
+    """The row's primary key, after the change; of a deleted row, the one that it had."""
+
+    before: Mapping[str, Any]
+    """What was there, by the names of columns: nothing for an insert, the columns that have changed for an update."""
+
+    after: Mapping[str, Any]
+    """What is there now, likewise: nothing for a deletion.
+
+    A column that is here and not in *before* was written without having been loaded.
+    """
+
+
+class BulkChange(NamedTuple):
+    """What one INSERT, UPDATE or DELETE has changed that went through the session, and past its objects."""
+
+    operation: Operation
+    """``"insert"``, ``"update"`` or ``"delete"``."""
+
+    table: str | None
+    """The name of the table, or None where a textual statement does not say it in a way that is understood."""
+
+    rowcount: int
+    """How many rows it has touched, or -1 where the driver does not say."""
+
+    statement: str
+    """The SQL, with placeholders where its parameters were."""
+
+
+class _Unloaded(Enum):
+    UNLOADED = "unloaded"
+
+
+UNLOADED: Final = _Unloaded.UNLOADED
+"""A column that the session has neither loaded nor written."""
+
+NO_VALUE: Final = LoaderCallableStatus.NO_VALUE
+"""What a column had that was written without having been loaded. It is SQLAlchemy's own marker."""
+
+Row = tuple[Any, ...]
+"""The values of one row, in the order of its layout."""
+
+
+class Layout:
+    """The columns of one table, in order.
+
+    Args:
+        table: What the table is called.
+        names: The columns.
+        key: Which of them, by their places, are the primary key.
+        equal: For each column, whether two of its values are the same to the database.
+    """
+
+    __slots__ = ("_equal", "_places", "identity", "names", "table")
+
+    def __init__(
+        self, table: str, names: Sequence[str], key: Sequence[int], equal: Sequence[Callable[[Any, Any], bool]]
+    ) -> None:
+        self.table = table
+        self.names = tuple(names)
+        self._places = range(len(self.names))
+        self._equal = tuple(equal)
+        self.identity: Callable[[Row], tuple[Any, ...]] = tuple_getter(key)
+        """Returns the primary key of a row."""
+
+    def known(self, row: Row) -> Mapping[str, Any]:
+        """Return what is known of *row*, by the names of its columns."""
+        return immutabledict(
+            {
+                name: value
+                for name, value in zip(self.names, row, strict=True)
+                if value is not UNLOADED and value is not NO_VALUE
+            }
+        )
+
+    def difference(self, before: Row, after: Row) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+        """Return what two versions of a row differ in, or None if they do not."""
+        old: dict[str, Any] = {}
+        new: dict[str, Any] = {}
+        for place in compress(self._places, map(is_not, before, after)):
+            was, now = before[place], after[place]
+            if was is UNLOADED or now is UNLOADED:
+                continue
+            name = self.names[place]
+            if was is NO_VALUE:
+                new[name] = now
+            elif not _same(self._equal[place], was, now):
+                old[name], new[name] = was, now
+        return (immutabledict(old), immutabledict(new)) if new else None
+
+
+def _same(equal: Callable[[Any, Any], Any], one: Any, other: Any) -> bool:
+    try:
+        return bool(equal(one, other))
+    except Exception:  # noqa: BLE001 - such as those of arrays, which do not compare to a bool
+        return False
+
+
+def tuple_getter(places: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:
+    """Return a function that takes what something has at *places*, as a tuple."""
+    if len(places) == 1:
+        (place,) = places
+        return lambda values: (values[place],)
+    return itemgetter(*places)
+
+
+RowChange = tuple[Layout, str | None, Row | None, Row | None]
+"""What one flush has done to one row: layout, entity, before and after. None before is an insert, after a deletion.
+
+It is a plain tuple, because there are as many as there are rows.
+"""
+
+Entry = RowChange | BulkChange
+
+
+class _Fate:
+    """What has become of one row over all flushes."""
+
+    __slots__ = ("after", "before", "entity", "layout")
+
+    def __init__(self, layout: Layout, entity: str | None, before: Row | None, after: Row | None) -> None:
+        self.layout = layout
+        self.entity = entity
+        self.before = before
+        self.after = after
+
+    def goes_on(self, entity: str | None, before: Row, after: Row | None) -> None:
+        """Let another flush change the row, or delete it; what it knows of columns that none has touched is old."""
+        self.entity = entity
+        assert self.after is not None
+        if self.before is not None:
+            self.before = tuple(
+                was if was is not UNLOADED else known if now is UNLOADED else now
+                for was, now, known in zip(self.before, self.after, before, strict=True)
+            )
+        self.after = after and tuple(
+            was if now is UNLOADED else now for was, now in zip(self.after, after, strict=True)
+        )
+
+
+def _change(layout: Layout, entity: str | None, before: Row | None, after: Row | None) -> Change | None:
+    """Return the net change of a row, if there is any."""
+    if before is None:
+        if after is None:
+            return None
+        return Change("insert", entity, layout.table, layout.identity(after), _NOTHING, layout.known(after))
+    if after is None:
+        return Change("delete", entity, layout.table, layout.identity(before), layout.known(before), _NOTHING)
+    difference = layout.difference(before, after)
+    return difference and Change("update", entity, layout.table, layout.identity(after), *difference)
+
+
+_NOTHING: Final[Mapping[str, Any]] = immutabledict()
+
+
+def net(entries: Iterable[Entry]) -> Iterator[Change | BulkChange]:
+    """Yield what *entries* come to, each row once, in the order in which they were touched first.
+
+    An insert and its updates are one insert, an insert and its deletion are nothing, and so is an update back to the
+    old values.
+    """
+    for each in _fates(entries):
+        change = each if isinstance(each, BulkChange) else _change(each.layout, each.entity, each.before, each.after)
+        if change is not None:
+            yield change
+
+
+def _fates(entries: Iterable[Entry]) -> list[_Fate | BulkChange]:
+    fates: list[_Fate | BulkChange] = []
+    alive: defaultdict[Layout, dict[tuple[Any, ...], _Fate]] = defaultdict(dict)
+    gone: defaultdict[Layout, dict[tuple[Any, ...], _Fate]] = defaultdict(dict)
+
+    for entry in entries:
+        if isinstance(entry, BulkChange):
+            fates.append(entry)
+            continue
+        layout, entity, before, after = entry
+        fate: _Fate | None
+        if before is None:
+            assert after is not None
+            identity = layout.identity(after)
+            fate = gone[layout].pop(identity, None)
+            if fate is None:
+                fate = _Fate(layout, entity, None, after)
+                fates.append(fate)
+            else:
+                fate.entity, fate.after = entity, after
+            alive[layout][identity] = fate
+            continue
+        fate = alive[layout].pop(layout.identity(before), None)
+        if fate is None:
+            fate = _Fate(layout, entity, before, after)
+            fates.append(fate)
+        else:
+            fate.goes_on(entity, before, after)
+        if after is not None:
+            alive[layout][layout.identity(after)] = fate
+        elif fate.before is not None:
+            gone[layout][layout.identity(fate.before)] = fate
+    return fates
+
+
+class ChangeSet(Sequence["Change | BulkChange"]):
+    """What a transaction has changed in all, as an immutable sequence of `Change` and `BulkChange`.
+
+    It is the net change: each row is in it once at most, however many flushes it took, in the order in which the rows
+    were touched first. It is made of the entries when somebody looks at it.
+
+    Args:
+        changes: The changes.
+        is_complete: Whether it was followed from the beginning of the transaction.
+    """
+
+    __slots__ = ("_changes", "_entries", "_is_complete")
+
+    def __init__(self, changes: Iterable[Change | BulkChange] = (), *, is_complete: bool = True) -> None:
+        self._changes: tuple[Change | BulkChange, ...] | None = tuple(changes)
+        self._entries: Sequence[Entry] = ()
+        self._is_complete = is_complete
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry], *, is_complete: bool) -> Self:
+        """Return the net change of *entries*, which nobody changes any more."""
+        changes = cls(is_complete=is_complete)
+        changes._changes, changes._entries = None, entries
+        return changes
+
+    @property
+    def is_complete(self) -> bool:
+        """False if nobody listened when the transaction began, so that some of its changes may be missing."""
+        return self._is_complete
+
+    def _made(self) -> tuple[Change | BulkChange, ...]:
+        changes = self._changes
+        if changes is None:
+            changes = self._changes = tuple(net(self._entries))
+            self._entries = ()
+        return changes
+
+    def __len__(self) -> int:
+        return len(self._made())
+
+    def __iter__(self) -> Iterator[Change | BulkChange]:
+        return iter(self._made())
+
+    @overload
+    def __getitem__(self, index: int) -> Change | BulkChange: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Change | BulkChange, ...]: ...
+    def __getitem__(self, index: int | slice) -> Change | BulkChange | tuple[Change | BulkChange, ...]:
+        return self._made()[index]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, ChangeSet):
+            return self._made() == other._made()
+        if isinstance(other, (list, tuple)):
+            return self._made() == tuple(other)
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment] # as of a list: what is in it need not be hashable
+
+    def __repr__(self) -> str:
+        return f"ChangeSet({list(self._made())!r}{'' if self.is_complete else ', is_complete=False'})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restored, (self._made(), self.is_complete)
+
+
+def _restored(changes: tuple[Change | BulkChange, ...], is_complete: bool) -> ChangeSet:  # noqa: FBT001 - pickle
+    return ChangeSet(changes, is_complete=is_complete)

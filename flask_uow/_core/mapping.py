@@ -1,0 +1,308 @@
+"""How the rows of a mapped class are read from its instances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from itertools import islice
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Connection,
+    Date,
+    DateTime,
+    Enum,
+    Integer,
+    Interval,
+    LargeBinary,
+    Numeric,
+    String,
+    Table,
+    Time,
+    Uuid,
+    and_,
+    or_,
+    select,
+)
+from sqlalchemy.orm import ColumnProperty, InstanceState, Mapper, RelationshipProperty, Session
+from sqlalchemy.orm.exc import UnmappedColumnError
+
+from flask_uow._core.changes import NO_VALUE, UNLOADED, Layout, Row, tuple_getter
+
+__all__ = ["Link", "Plan", "Source", "State", "plan_of"]
+
+State = InstanceState[Any]
+
+Source = dict[Any, Any]
+"""Values of an instance by the keys of its attributes. `NO_VALUE` is one that is there, and not known."""
+
+_PLAN: Final = "_flask_uow_plan"
+"""Where a mapper keeps its own."""
+
+_CHUNK: Final = 200
+"""Rows that are fetched with one statement."""
+
+
+class Plan:
+    """How the rows of one mapped class are read from its instances.
+
+    Args:
+        mapper: The class's mapper.
+    """
+
+    __slots__ = (
+        "_deferred",
+        "_key",
+        "_mapper",
+        "_volatile",
+        "columns",
+        "copied",
+        "entity",
+        "fresh",
+        "links",
+        "tables",
+    )
+
+    def __init__(self, mapper: Mapper[Any]) -> None:
+        self._mapper = mapper
+        self.entity: str = mapper.class_.__name__
+        self.columns: dict[str, Column[Any]] = {}
+        """The columns by the keys of the attributes; of one that stands for several, the first."""
+
+        properties: dict[str, ColumnProperty[Any]] = {}
+        tables = []
+        for table in mapper.tables:
+            if isinstance(table, Table):
+                keys = []
+                for column in table.columns:
+                    prop = _property_of(mapper, column)
+                    keys.append(None if prop is None else prop.key)
+                    if prop is not None:
+                        properties[prop.key] = prop
+                        self.columns.setdefault(prop.key, column)
+                tables.append((layout_of(table, mapper.primary_key), _reader(keys)))
+        self.tables: tuple[tuple[Layout, Callable[[Source], Row]], ...] = tuple(tables)
+        """The tables in which an instance has a row, and how that is made of its values."""
+
+        self._key = tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)
+        self._deferred = frozenset(key for key, prop in properties.items() if prop.deferred and not prop.active_history)
+        """Attributes that are not loaded merely to be reported, as with ``active_history`` they would be."""
+
+        self.copied = tuple(key for key, column in self.columns.items() if not isinstance(column.type, _CONSTANTS))
+        """Attributes whose values somebody may change in place."""
+
+        self._volatile = tuple(
+            key for key, column in self.columns.items() if _changes_by_itself(column) or column is mapper.version_id_col
+        )
+        """Attributes that an UPDATE of others changes as well."""
+
+        self.fresh: Source = {key: None for key, column in self.columns.items() if column.server_default is None}
+        """The source of one that was inserted without any value."""
+
+        self.links = tuple(
+            Link(prop) for prop in mapper.relationships if isinstance(prop.secondary, Table) and not prop.viewonly
+        )
+
+    def detached(self, source: Source) -> Source:
+        """Return a copy without what somebody may change in place."""
+        source = source.copy()
+        for key in self.copied:
+            value = source.get(key)
+            if type(value) not in _IMMUTABLE:
+                # What cannot be copied is no reason for a flush to fail.
+                with suppress(Exception):
+                    source[key] = deepcopy(value)
+        return source
+
+    def replaced(self, state: State, connection: Connection) -> Source:
+        """Return what an UPDATE of an instance may replace, as far as that is or can be known."""
+        olds: Source = state.committed_state.copy()
+        for key in self._volatile:
+            if key not in olds and (key in state.dict or key not in self._deferred):
+                olds[key] = state.dict.get(key, NO_VALUE)
+        for value in olds.values():
+            if value is NO_VALUE:
+                self._learn(olds, state, connection, list(olds))
+                break
+        return olds
+
+    def deleted(self, state: State, connection: Connection) -> Source:
+        """Return what a DELETE of an instance removes, as far as that is or can be known."""
+        source: Source = {**state.dict, **state.committed_state}
+        if state.expired_attributes or state.committed_state:
+            self._learn(source, state, connection, self.columns)
+        return source
+
+    def _learn(self, source: Source, state: State, connection: Connection, keys: Iterable[str]) -> None:
+        """Fetch the values that the database has still, and the session has not.
+
+        Those that were expired are wanted, and of those that were changed in place the old ones. Others were never
+        loaded, and nobody has asked for them.
+        """
+        wanted = [
+            key
+            for key in keys
+            if key in self.columns
+            and key not in self._deferred
+            and source.get(key, NO_VALUE) is NO_VALUE
+            and (key in state.expired_attributes or (key in self.copied and key in state.dict))
+        ]
+        if wanted and state.key is not None:
+            identity = tuple(state.key[1])
+            source.update(self._select(connection, [identity], wanted).get(identity, {}))
+
+    def missing(self, state: State, olds: Source | None) -> tuple[str, ...]:
+        """Return the attributes that a flush has written, and of which only the database knows what they are now.
+
+        Args:
+            state: The instance's.
+            olds: What the flush has replaced; None for an insert.
+        """
+        written = self.columns.keys() - self._deferred if olds is None else self.columns.keys() & olds.keys()
+        return tuple(sorted(written & state.expired_attributes))
+
+    def identity(self, source: Source) -> tuple[Any, ...]:
+        """Return the primary key of an instance."""
+        return tuple(source[key] for key in self._key)
+
+    def fetch(self, session: Session, sources: Sequence[Source], keys: Sequence[str]) -> None:
+        """Fetch the values of some attributes, of many instances at once."""
+        connection = session.connection(bind_arguments={"mapper": self._mapper})
+        found = self._select(connection, [self.identity(source) for source in sources], keys)
+        for source in sources:
+            source.update(found.get(self.identity(source), {}))
+
+    def _select(
+        self, connection: Connection, identities: Sequence[tuple[Any, ...]], keys: Sequence[str]
+    ) -> dict[tuple[Any, ...], Source]:
+        """Return what the database has, by primary keys."""
+        primary_key = self._mapper.primary_key
+        query = select(*primary_key, *(self.columns[key] for key in keys)).select_from(self._mapper.persist_selectable)
+        found: dict[tuple[Any, ...], Source] = {}
+        remaining = iter(identities)
+        while chunk := list(islice(remaining, _CHUNK)):
+            for row in connection.execute(query.where(_is_one_of(primary_key, chunk))):
+                found[tuple(row[: len(primary_key)])] = dict(zip(keys, row[len(primary_key) :], strict=True))
+        return found
+
+
+class Link:
+    """How the rows of an association table are read from a relationship."""
+
+    __slots__ = ("_child", "_parent", "_places", "follows_keys", "key", "layout")
+
+    def __init__(self, prop: RelationshipProperty[Any]) -> None:
+        table = prop.secondary
+        assert isinstance(table, Table)
+        self.key = prop.key
+        self.layout = layout_of(table)
+        self.follows_keys = not prop.passive_updates
+        """Whether SQLAlchemy updates the rows when a primary key changes, and does not leave it to the database."""
+
+        self._parent = {column.name: _key_of(prop.parent, source) for source, column in prop.synchronize_pairs}
+        self._child = {
+            column.name: _key_of(prop.mapper, source) for source, column in prop.secondary_synchronize_pairs or ()
+        }
+
+    def row(self, parent: State, child: State, *, committed: bool = False) -> Row:
+        """Return the row that links two instances, perhaps as it was before their keys have changed."""
+        values = {
+            name: _value(state, key, committed=committed)
+            for state, keys in ((parent, self._parent), (child, self._child))
+            for name, key in keys.items()
+        }
+        return tuple(values.get(name, UNLOADED) for name in self.layout.names)
+
+
+def _value(state: State, key: str, *, committed: bool) -> Any:
+    if committed and key in state.committed_state:
+        return state.committed_state[key]
+    # An instance whose keys are expired is in the session, and loads them.
+    return state.dict[key] if key in state.dict else getattr(state.obj(), key)
+
+
+def _reader(keys: Sequence[str | None]) -> Callable[[Source], Row]:
+    """Return a function that makes a row of a source; None stands for a column that the class does not map."""
+    take = tuple_getter(keys)
+
+    def read(source: Source) -> Row:
+        try:
+            return take(source)
+        except KeyError:
+            return tuple(source.get(key, UNLOADED) for key in keys)
+
+    return read
+
+
+def plan_of(mapper: Mapper[Any]) -> Plan:
+    """Return the plan of a mapper; made once."""
+    plan: Plan | None = vars(mapper).get(_PLAN)
+    if plan is None:
+        plan = vars(mapper)[_PLAN] = Plan(mapper)
+    return plan
+
+
+_layouts: WeakKeyDictionary[Table, Layout] = WeakKeyDictionary()
+
+
+def layout_of(table: Table, primary_key: Sequence[ColumnElement[Any]] = ()) -> Layout:
+    """Return the layout of a table; made once.
+
+    Args:
+        table: The table.
+        primary_key: The mapper's, which counts where the table has none. Without any, all columns are the key.
+    """
+    layout = _layouts.get(table)
+    if layout is None:
+        columns = list(table.columns)
+        key = (
+            list(table.primary_key)
+            or [column for column in columns if any(column is each for each in primary_key)]
+            or columns
+        )
+        layout = _layouts[table] = Layout(
+            table.fullname,
+            [column.name for column in columns],
+            [columns.index(column) for column in key],
+            [column.type.compare_values for column in columns],
+        )
+    return layout
+
+
+def _property_of(mapper: Mapper[Any], column: Column[Any]) -> ColumnProperty[Any] | None:
+    try:
+        prop = mapper.get_property_by_column(column)
+    except UnmappedColumnError:
+        return None
+    return prop if isinstance(prop, ColumnProperty) else None
+
+
+def _key_of(mapper: Mapper[Any], column: ColumnElement[Any]) -> str:
+    key: str = mapper.get_property_by_column(column).key
+    return key
+
+
+def _changes_by_itself(column: Column[Any]) -> bool:
+    return column.onupdate is not None or column.server_onupdate is not None
+
+
+def _is_one_of(primary_key: Sequence[ColumnElement[Any]], identities: Sequence[tuple[Any, ...]]) -> ColumnElement[bool]:
+    if len(primary_key) == 1:
+        return primary_key[0].in_([identity[0] for identity in identities])
+    return or_(
+        *(
+            and_(*(column == value for column, value in zip(primary_key, identity, strict=True)))
+            for identity in identities
+        )
+    )
+
+
+_CONSTANTS: Final = (Boolean, Date, DateTime, Enum, Integer, Interval, LargeBinary, Numeric, String, Time, Uuid)
+"""Types whose values nobody can change in place."""
+
+_IMMUTABLE: Final = frozenset((type(None), bool, bytes, float, int, str))

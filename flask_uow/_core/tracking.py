@@ -1,0 +1,280 @@
+"""Follow what a session writes: by its flushes, row by row, and by the statements that it executes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from enum import Enum
+from functools import cache
+from typing import Any, Final
+
+from sqlalchemy import Connection, event, inspect
+from sqlalchemy.orm import Mapper, Session, UOWTransaction
+
+from flask_uow._core.changes import NO_VALUE, ChangeSet, Entry, Layout, Row
+from flask_uow._core.ledger import Ledger
+from flask_uow._core.mapping import Link, Plan, Source, State, plan_of
+from flask_uow._core.statements import bulk_change
+
+__all__ = ["Record", "track", "untrack"]
+
+
+class _Kind(Enum):
+    """What a flush does to one object."""
+
+    INSERT = "insert"
+    REPLACE = "replace"
+    """Insert it in the place of another, which is deleted in the same flush: SQLAlchemy makes that an UPDATE."""
+
+    UPDATE = "update"
+    DELETE = "delete"
+
+
+_INSERT, _REPLACE, _UPDATE, _DELETE = _Kind
+
+_Write = tuple[_Kind, Plan, Source]
+"""What a flush does to one object, how its rows are read, and the values that are replaced or removed."""
+
+_NOTHING: Final[Source] = {}
+
+
+class Record:
+    """What one transaction of a session has changed so far, cut back with the savepoints that are rolled back.
+
+    It holds values alone: no session, and instances only while a flush is running.
+
+    Args:
+        about_to_write: Called before anything is written down, so that marks can be taken.
+        is_complete: Whether the transaction has written nothing yet.
+    """
+
+    __slots__ = ("_about_to_write", "_ledger", "_made", "_may_replace", "_replaced", "_writes", "is_complete")
+
+    def __init__(self, about_to_write: Callable[[], None], *, is_complete: bool) -> None:
+        self.is_complete = is_complete
+        self._about_to_write = about_to_write
+        self._ledger: Ledger[Entry] = Ledger()
+        self._made: dict[tuple[int, int], ChangeSet] = {}
+        """The net changes between two marks, until more is written down."""
+
+        self._writes: dict[State, _Write] = {}
+        """What the flush that is running does, in order."""
+
+        self._may_replace: bool | None = None
+        """Whether it also deletes objects, whose rows new ones may take over; None is not known yet."""
+
+        self._replaced: list[State] = []
+        """Those of which one did."""
+
+    def __len__(self) -> int:
+        return len(self._ledger)
+
+    def mark(self) -> int:
+        """Return a mark for `forget_since` and `changes`."""
+        return self._ledger.mark()
+
+    def forget_since(self, mark: int) -> None:
+        """Forget what was done in a savepoint that is rolled back, perhaps because a flush has failed in it."""
+        self._ledger.forget_since(mark)
+        self._made.clear()
+        self._begin_flush()
+
+    def _begin_flush(self) -> None:
+        self._writes, self._replaced, self._may_replace = {}, [], None
+
+    def changes(self, since: int = 0, until: int | None = None) -> ChangeSet:
+        """Return the net change between two marks."""
+        place = since, len(self._ledger) if until is None else until
+        changes = self._made.get(place)
+        if changes is None:
+            entries = list(self._ledger)[slice(*place)]
+            changes = self._made[place] = ChangeSet.of(entries, is_complete=self.is_complete)
+        return changes
+
+    # What the mappers tell, of each object before it is written
+
+    def inserts(self, mapper: Mapper[Any], connection: Connection, state: State) -> None:
+        """Learn that an object will be inserted."""
+        if self._may_replace is None:
+            session = state.session
+            self._may_replace = session is not None and bool(session.deleted)
+        existing = _replaced_by(mapper, state) if self._may_replace else None
+        if existing is None:
+            self._writes[state] = _INSERT, plan_of(mapper), _NOTHING
+        else:
+            plan = plan_of(mapper)
+            olds = plan_of(existing.mapper).deleted(existing, connection)
+            self._writes[state] = _REPLACE, plan, {**dict.fromkeys(plan.columns, NO_VALUE), **olds}
+            self._replaced.append(existing)
+
+    def updates(self, mapper: Mapper[Any], connection: Connection, state: State) -> None:
+        """Learn that an object will be updated, if anything of it has changed."""
+        plan = plan_of(mapper)
+        self._writes[state] = _UPDATE, plan, plan.replaced(state, connection)
+
+    def deletes(self, mapper: Mapper[Any], connection: Connection, state: State) -> None:
+        """Learn that an object will be deleted."""
+        plan = plan_of(mapper)
+        self._writes[state] = _DELETE, plan, plan.deleted(state, connection)
+
+    # What the session tells, when it has written
+
+    def flushed(self, session: Session, flush: UOWTransaction) -> None:
+        """Write down what a flush has done."""
+        writes, replaced = self._writes, self._replaced
+        self._begin_flush()
+        self._made.clear()
+        self._about_to_write()
+        fetched = _fetch(session, writes)
+        entries: list[Entry] = []
+        for state, (kind, plan, olds) in writes.items():
+            now = fetched.get(state, state.dict)
+            before: Source | None
+            after: Source | None
+            if kind is _UPDATE:
+                # What was written since we looked is in the committed state alone.
+                before, after = {**now, **state.committed_state, **olds}, now
+            elif kind is _INSERT:
+                before, after = None, {**plan.fresh, **now}
+            else:
+                before, after = olds, None if kind is _DELETE else {**olds, **now}
+            if plan.copied:
+                before = None if before is None else plan.detached(before)
+                after = None if after is None else plan.detached(after)
+            for layout, read in plan.tables:
+                was = None if before is None else read(before)
+                entries.append((layout, plan.entity, was, None if after is None else read(after)))
+        entries.extend((layout, None, was, has) for layout, was, has in _linked(session, flush, writes, replaced))
+        self._ledger.extend(entries)
+
+    def executed(self, statement: object, result: object) -> None:
+        """Write down what a statement has done."""
+        change = bulk_change(statement, result)
+        if change is not None:
+            self._made.clear()
+            self._about_to_write()
+            self._ledger.add(change)
+
+
+def _replaced_by(mapper: Mapper[Any], state: State) -> State | None:
+    """Return the object that is deleted in the same flush, and whose row SQLAlchemy lets the new one have."""
+    session = state.session
+    assert session is not None
+    existing = session.identity_map.get(mapper.identity_key_from_instance(state.obj()))
+    if existing is None or existing not in session.deleted:
+        return None
+    replaced: State = inspect(existing)
+    return replaced
+
+
+def _fetch(session: Session, writes: dict[State, _Write]) -> dict[State, Source]:
+    """Return the values of the objects that the database has given values, and the session has not fetched them."""
+    sources: dict[State, Source] = {}
+    missing: dict[tuple[Plan, tuple[str, ...]], list[Source]] = {}
+    for state, (kind, plan, olds) in writes.items():
+        if state.expired_attributes and kind is not _DELETE:
+            keys = plan.missing(state, None if kind is _INSERT else olds)
+            if keys:
+                sources[state] = {**olds, **state.dict}
+                missing.setdefault((plan, keys), []).append(sources[state])
+    for (plan, keys), incomplete in missing.items():
+        plan.fetch(session, incomplete, keys)
+    return sources
+
+
+def _linked(
+    session: Session, flush: UOWTransaction, writes: dict[State, _Write], replaced: list[State]
+) -> Iterator[tuple[Layout, Row | None, Row | None]]:
+    """Yield what a flush has done to the rows of association tables, before and after.
+
+    A relationship and its reverse tell of the same rows.
+    """
+    told: set[tuple[Layout, Row | None, Row | None]] = set()
+    deletions = {state: kind is _DELETE for state, (kind, plan, _) in writes.items() if plan.links}
+    deletions.update((state, True) for state in replaced)
+    for state, is_deletion in deletions.items():
+        for link in plan_of(state.mapper).links:
+            for was, now in _rows(link, session, flush, state, is_deletion=is_deletion):
+                if (link.layout, was, now) not in told:
+                    told.add((link.layout, was, now))
+                    yield link.layout, was, now
+
+
+def _rows(
+    link: Link, session: Session, flush: UOWTransaction, state: State, *, is_deletion: bool
+) -> Iterator[tuple[Row | None, Row | None]]:
+    """Yield the rows that link an object to others, before and after a flush, where they are not the same."""
+    # What it was while flushing: the session would load nothing, and say less.
+    history = flush.get_attribute_history(state, link.key)  # type: ignore[no-untyped-call]
+    come, gone = ((), history.non_added()) if is_deletion else (history.added, history.deleted)
+    for child in come or ():
+        if _is_in(session, child):
+            yield None, link.row(state, child)
+    for child in gone or ():
+        if _is_in(session, child):
+            yield link.row(state, child), None
+    if link.follows_keys and not is_deletion:
+        for child in history.unchanged or ():
+            was, now = link.row(state, child, committed=True), link.row(state, child)
+            if was != now:
+                yield was, now
+
+
+def _is_in(session: Session, state: State | None) -> bool:
+    """Whether an object is in the session; SQLAlchemy writes no link to others, nor to None."""
+    return state is not None and state.obj() in session
+
+
+# Who is followed
+
+_records: Final[dict[int | None, Record]] = {}
+"""By the number that SQLAlchemy gives to a session, which is in the states of its objects as well."""
+
+
+def track(session: Session, record: Record) -> None:
+    """Write down in *record* what *session* does from now on."""
+    _listen()
+    _records[session.hash_key] = record
+
+
+def untrack(session: Session) -> None:
+    """Stop following a session."""
+    _records.pop(session.hash_key, None)
+
+
+@cache
+def _listen() -> None:
+    """Listen to all mappers and sessions, from the first one on that is followed.
+
+    First, for a listener of the user's may raise.
+    """
+    for name, listener in (
+        ("before_insert", _before_insert),
+        ("before_update", _before_update),
+        ("before_delete", _before_delete),
+    ):
+        event.listen(Mapper, name, listener, raw=True, insert=True)
+    event.listen(Session, "after_flush", _after_flush, insert=True)
+
+
+def _before_insert(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+    record = _records.get(state.session_id)
+    if record is not None:
+        record.inserts(mapper, connection, state)
+
+
+def _before_update(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+    record = _records.get(state.session_id)
+    if record is not None:
+        record.updates(mapper, connection, state)
+
+
+def _before_delete(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+    record = _records.get(state.session_id)
+    if record is not None:
+        record.deletes(mapper, connection, state)
+
+
+def _after_flush(session: Session, flush: UOWTransaction) -> None:
+    record = _records.get(session.hash_key)
+    if record is not None:
+        record.flushed(session, flush)
