@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException, InternalServerError
 
 from flask_uow._core.policy import Decision, on_error, on_status
+from flask_uow._core.recording import Recorder
 from flask_uow._core.retry import NOTHING_BEFORE, Attempt, Attempts, Retry
 from flask_uow._core.runtime import HookErrors, Plan, Runtime
 from flask_uow._core.scope import Scope
@@ -53,7 +54,16 @@ class Managed:
 
     __slots__ = ("_app", "_owner", "_plans", "_source", "name", "runtime", "settings")
 
-    def __init__(self, app: Flask, owner: object, name: str, source: SessionSource, settings: Settings) -> None:
+    def __init__(
+        self,
+        app: Flask,
+        owner: object,
+        name: str,
+        source: SessionSource,
+        settings: Settings,
+        *,
+        recorders: Sequence[Recorder],
+    ) -> None:
         self._app = app
         self._owner = owner
         self._plans: dict[tuple[str | None, str], RequestPlan] = {}
@@ -71,6 +81,7 @@ class Managed:
             timeout=settings.timeout,
             attempts=settings.attempts,
             resolve_commit=settings.resolve_commit,
+            recorders=recorders,
         )
 
     def scope(self) -> Scope:

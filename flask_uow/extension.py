@@ -14,6 +14,7 @@ from flask_uow._core.hooks import Moment
 from flask_uow._core.options import Options, StreamOptions, TransactionalOptions, TransactionOptions, check_options
 from flask_uow._core.policy import no_opinion
 from flask_uow._core.propagation import Propagation
+from flask_uow._core.recording import Recorder
 from flask_uow._core.retry import Attempts
 from flask_uow._core.runtime import Runtime
 from flask_uow._core.scope import Scope
@@ -89,6 +90,9 @@ class UnitOfWork:
         self._name = check_name(name)
         self._source = session_source(sessions, self._adopt)
         self._settings = from_arguments(settings)
+        self._recorders: list[Recorder] = []
+        """Who writes down what is changed, in all apps: audit trails."""
+
         self._runtime = Runtime(
             self._source,
             Publisher(self),
@@ -100,6 +104,7 @@ class UnitOfWork:
             timeout=self._settings.timeout,
             attempts=self._settings.attempts,
             resolve_commit=self._settings.resolve_commit,
+            recorders=self._recorders,
         )
         if app is not None:
             self.init_app(app)
@@ -146,7 +151,7 @@ class UnitOfWork:
 
         if registry is None:
             registry = app.extensions["uow"] = _Registry(Dispatch(app))
-        registry.dispatch.add(self, Managed(app, self, self._name, self._source, settings))
+        registry.dispatch.add(self, Managed(app, self, self._name, self._source, settings, recorders=self._recorders))
         registry[self._name] = self
 
     @property

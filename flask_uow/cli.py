@@ -1,0 +1,120 @@
+"""The commands of ``flask uow``. Flask finds them by the entry point ``flask.commands``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from itertools import product
+from typing import Any
+
+import click
+from flask import current_app
+from flask.cli import AppGroup, with_appcontext
+
+from flask_uow.audit import AuditEntry, AuditTrail
+from flask_uow.extension import UnitOfWork
+
+__all__ = ["uow"]
+
+uow = AppGroup("uow", help="Look at transactions.")
+
+
+@uow.command()
+@click.argument("table", required=False)
+@click.argument("key", nargs=-1)
+@click.option("--name", help="The name of the UnitOfWork, where the app has several.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(min=1), help="How many entries at most.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@with_appcontext
+def audit(table: str | None, key: tuple[str, ...], name: str | None, limit: int, form: str) -> None:
+    """Print the last entries of the audit trail, the newest last.
+
+    TABLE keeps to one table, and KEY to the row with that primary key; one KEY for each of its columns.
+    """
+    trail = _trail(name)
+    keys = list(product(*map(_readings, key))) if key else []
+    for line in _LINES[form](trail.entries(table=table, keys=keys, limit=limit)):
+        click.echo(line)
+
+
+def _trail(name: str | None) -> AuditTrail:
+    """Return the audit trail that is meant.
+
+    Raises:
+        ClickException: There is none, or more than one.
+    """
+    found: Mapping[str, UnitOfWork] = current_app.extensions.get("uow", {})
+    if name is not None and name not in found:
+        raise click.ClickException(
+            f"The app has no UnitOfWork called {name!r}. It has: {', '.join(map(repr, found)) or 'none'}."
+        )
+    trails = {
+        owner: recorder
+        for owner, each in found.items()
+        for recorder in each._recorders
+        if isinstance(recorder, AuditTrail) and name in (None, owner)
+    }
+    if not trails:
+        raise click.ClickException(
+            "There is no audit trail. Make one where the UnitOfWork is: AuditTrail(uow, Base), from flask_uow.audit."
+        )
+    if len(trails) > 1:
+        raise click.ClickException(f"There are several audit trails. Add --name, with one of: {', '.join(trails)}.")
+    return next(iter(trails.values()))
+
+
+def _readings(text: str) -> list[object]:
+    """Return what somebody can mean by a part of a key: a string, and a number if it reads like one."""
+    try:
+        number = int(text)
+    except ValueError:
+        return [text]
+    return [text, number]
+
+
+def _as_text(entries: Iterable[AuditEntry]) -> Iterator[str]:
+    none = True
+    for entry in entries:
+        none = False
+        where = f" in {entry.endpoint}" if entry.endpoint else ""
+        lost = "" if entry.outcome == "committed" else " ROLLED BACK"
+        why = f" ({entry.error})" if entry.error else ""
+        yield (
+            f"{entry.recorded_at:%Y-%m-%d %H:%M:%S} {entry.actor or '-'}{where}: {entry.operation} "
+            f"{_subject(entry)}{lost}{why}"
+        )
+        yield from (f"    {line}" for line in _details(entry))
+    if none:
+        yield "No entries."
+
+
+def _subject(entry: AuditEntry) -> str:
+    if entry.primary_key is None:
+        return entry.table or "(a table that the statement does not name plainly)"
+    return f"{entry.table} {', '.join(map(str, entry.primary_key))}"
+
+
+def _details(entry: AuditEntry) -> Iterator[str]:
+    if entry.statement is not None:
+        count = entry.rowcount
+        rows = "an unknown number of rows" if count == -1 else "1 row" if count == 1 else f"{count} rows"
+        yield f"{rows}: {' '.join(entry.statement.split())}"
+    before, after = entry.before or {}, entry.after or {}
+    for column in dict.fromkeys((*before, *after)):
+        old, new = (
+            json.dumps(each[column], ensure_ascii=False) if column in each else None for each in (before, after)
+        )
+        if old is None:
+            yield f"{column}: {'? -> ' if entry.operation == 'update' else ''}{new}"
+        else:
+            yield f"{column}: {old}{'' if new is None else f' -> {new}'}"
+
+
+def _as_json(entries: Iterable[AuditEntry]) -> Iterator[str]:
+    for entry in entries:
+        values: dict[str, Any] = asdict(entry)
+        yield json.dumps({**values, "recorded_at": entry.recorded_at.isoformat()}, ensure_ascii=False)
+
+
+_LINES = {"text": _as_text, "json": _as_json}

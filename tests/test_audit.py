@@ -1,0 +1,942 @@
+"""The audit trail: a row is there if and only if its change is, and says who changed what, from what, to what."""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from flask import Flask, g, has_app_context
+from sqlalchemy import (
+    Column,
+    Engine,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    event,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
+
+from flask_uow import ConfigurationError, Outcome, Propagation, UnitOfWork, signals
+from flask_uow.audit import MASK, AuditEntry, AuditTrail
+from flask_uow.audit_table import Rule, _plain, key_text, table_in
+from tests.conftest import assert_nothing_checked_out, conflict
+
+
+class Base(DeclarativeBase):
+    """The models of these tests; each trail gets the table in a copy of their metadata."""
+
+
+shelved = Table(
+    "shelved",
+    Base.metadata,
+    Column("book_id", ForeignKey("audited_book.id"), primary_key=True),
+    Column("shelf_id", ForeignKey("shelf.id"), primary_key=True),
+)
+
+
+class Shelf(Base):
+    __tablename__ = "shelf"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Book(Base):
+    __tablename__ = "audited_book"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str] = mapped_column(String(100), unique=True)
+    price: Mapped[int | None]
+    pin: Mapped[str | None] = mapped_column(String(100), info={"audit": "mask"})
+    noise: Mapped[str | None] = mapped_column(String(100), info={"audit": False})
+    shelves: Mapped[list[Shelf]] = relationship(secondary=shelved)
+
+
+class Secret(Base):
+    __tablename__ = "secret"
+    __table_args__ = {"info": {"audit": False}}
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Order(Base):
+    __tablename__ = "audited_order"
+    __table_args__ = {"info": {"audit": True}}
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Person(Base):
+    __tablename__ = "person"
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(100))
+    kind: Mapped[str] = mapped_column(String(20))
+
+
+class Author(Person):
+    __tablename__ = "author"
+    __mapper_args__ = {"polymorphic_identity": "author"}
+
+    id: Mapped[int] = mapped_column(ForeignKey("person.id", onupdate="CASCADE"), primary_key=True)
+    genre: Mapped[str | None] = mapped_column(String(100))
+
+
+Actor = Callable[[], object] | None
+
+TABLE = table_in(Base.metadata, "audit_log")
+
+
+def with_tables(engine: Engine) -> Iterator[Engine]:
+    Base.metadata.create_all(engine)
+    yield engine
+    assert_nothing_checked_out(engine)
+    Base.metadata.drop_all(engine)
+
+
+@pytest.fixture(autouse=True)
+def tables(engine: Engine) -> Iterator[Engine]:
+    """The tables, the trail's own included, in a SQLite file."""
+    yield from with_tables(engine)
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, any_engine: Engine) -> Iterator[Engine]:
+    """The same on each kind of database in turn."""
+    if any_engine.dialect.name == "sqlite":
+        yield any_engine
+    else:
+        yield from with_tables(any_engine)
+
+
+@pytest.fixture
+def trail(uow: UnitOfWork) -> AuditTrail:
+    return AuditTrail(uow, Base, actor=lambda: g.get("actor") if has_app_context() else None)
+
+
+def written(engine: Engine) -> list[Any]:
+    """The rows of the trail, seen from another connection."""
+    with engine.connect() as connection:
+        return list(connection.execute(select(TABLE).order_by(TABLE.c.id)))
+
+
+def told(engine: Engine) -> list[tuple[str, str, str | None]]:
+    return [(row.operation, row.table_name, row.primary_key) for row in written(engine)]
+
+
+def books(engine: Engine) -> list[str]:
+    with Session(engine) as session:
+        return sorted(session.scalars(select(Book.title)))
+
+
+# What is written
+
+
+def test_row_says_everything(app: Flask, uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """A row has the time, the transaction, the request, the endpoint, the actor, and the change."""
+    uow.init_app(app)
+    ids: list[str] = []
+
+    @app.post("/books")
+    @uow.transactional
+    def add_book() -> str:
+        g.actor = "jane"
+        uow.session.add(Book(id=1, title="Emma", price=5))
+        assert uow.current_transaction is not None
+        ids.append(uow.current_transaction.id)
+        return ""
+
+    before = datetime.now(UTC)
+    app.test_client().post("/books", headers={"X-Request-ID": "r-1"})
+
+    with uow.transaction():
+        [entry] = trail.entries()
+    assert before <= entry.recorded_at <= datetime.now(UTC)
+    assert entry == AuditEntry(
+        id=1,
+        recorded_at=entry.recorded_at,
+        transaction_id=ids[0],
+        request_id="r-1",
+        endpoint="add_book",
+        actor="jane",
+        operation="insert",
+        entity="Book",
+        table="audited_book",
+        primary_key=(1,),
+        before=None,
+        after={"id": 1, "title": "Emma", "price": 5, "pin": None},
+        rowcount=None,
+        statement=None,
+        outcome="committed",
+        error=None,
+    )
+
+
+def test_update_and_delete(uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """An update has the columns that have changed, before and after; a deletion has what was there."""
+    with uow.transaction() as session:
+        session.add(Book(id=1, title="Emma", price=5))
+    with uow.transaction() as session:
+        session.get_one(Book, 1).price = 6
+    with uow.transaction() as session:
+        session.delete(session.get_one(Book, 1))
+
+    _, changed, deleted = written(engine)
+    assert (changed.operation, changed.before, changed.after) == ("update", {"price": 5}, {"price": 6})
+    assert (deleted.operation, deleted.after) == ("delete", None)
+    assert deleted.before == {"id": 1, "title": "Emma", "price": 6, "pin": None}
+
+
+def test_net_change_is_written(uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """What a transaction has undone itself is not in the trail, and what it changed twice is there once."""
+    with uow.transaction() as session:
+        book, other = Book(id=1, title="Emma"), Book(id=2, title="Persuasion")
+        session.add_all([book, other])
+        session.flush()
+        book.title = "Sanditon"
+        session.delete(other)
+        with suppress(LookupError), uow.savepoint():
+            session.add(Book(id=3, title="Ivanhoe"))
+            session.flush()
+            raise LookupError
+
+    [row] = written(engine)
+    assert (row.operation, row.after["title"]) == ("insert", "Sanditon")
+
+
+def test_reading_writes_nothing(uow: UnitOfWork, engine: Engine) -> None:
+    """A transaction that changes nothing asks for no actor, and writes nothing."""
+
+    def actor() -> object:
+        raise AssertionError
+
+    AuditTrail(uow, Base, actor=actor)
+
+    with uow.transaction() as session:
+        session.scalars(select(Book)).all()
+
+    assert written(engine) == []
+
+
+def test_association_rows(uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """Rows of association tables are written as well, and their history is found by the name of the table."""
+    with uow.transaction() as session:
+        session.add(Book(id=1, title="Emma", shelves=[Shelf(id=7)]))
+    with uow.transaction() as session:
+        book = session.get_one(Book, 1)
+        book.shelves.clear()
+
+    with uow.transaction():
+        history = trail.history("shelved", (1, 7))
+    assert [(entry.operation, entry.entity) for entry in history] == [("insert", None), ("delete", None)]
+
+
+def test_statements(uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """A statement that changes many rows is one row, with how many, and the SQL without its values."""
+    with uow.transaction() as session:
+        session.add_all([Book(title="Emma", price=1), Book(title="Persuasion", price=2)])
+    with uow.transaction() as session:
+        session.execute(update(Book).values(price=9))
+        session.execute(text("DELETE FROM audited_book"))
+        session.execute(text("DELETE FROM secret"))
+
+    changed, deleted = written(engine)[2:]
+    assert (changed.operation, changed.table_name, changed.rowcount) == ("update", "audited_book", 2)
+    assert changed.statement == "UPDATE audited_book SET price=?"
+    assert (deleted.operation, deleted.table_name, deleted.rowcount) == ("delete", "audited_book", 2)
+    assert changed.primary_key is changed.before is changed.after is None
+
+
+def test_values_of_every_kind() -> None:
+    """Values that JSON has no form for are strings that a person can read."""
+
+    class Colour(enum.Enum):
+        RED = 1
+
+    class Thing:
+        def __str__(self) -> str:
+            return "a thing"
+
+    values = {
+        "none": None,
+        "flag": True,
+        "number": 7,
+        "ratio": 0.5,
+        "infinite": math.inf,
+        "nothing": math.nan,
+        "text": "é",
+        "money": Decimal("1.10"),
+        "uuid": UUID(int=1),
+        "day": date(2026, 1, 2),
+        "moment": datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC),
+        "hour": time(3, 4),
+        "span": timedelta(minutes=1),
+        "enum": Colour.RED,
+        "bytes": b"\x00\xff",
+        "view": memoryview(b"\x00"),
+        "nested": {1: [Decimal(1), (2,)]},
+        "set": {"b", "a"},
+        "other": Thing(),
+    }
+
+    plain = json.loads(json.dumps(_plain(values), allow_nan=False))
+
+    assert plain == {
+        "none": None,
+        "flag": True,
+        "number": 7,
+        "ratio": 0.5,
+        "infinite": "inf",
+        "nothing": "nan",
+        "text": "é",
+        "money": "1.10",
+        "uuid": "00000000-0000-0000-0000-000000000001",
+        "day": "2026-01-02",
+        "moment": "2026-01-02T03:04:05.000006+00:00",
+        "hour": "03:04:00",
+        "span": 60.0,
+        "enum": "RED",
+        "bytes": "AP8=",
+        "view": "AA==",
+        "nested": {"1": ["1", [2]]},
+        "set": ["a", "b"],
+        "other": "a thing",
+    }
+
+
+def test_long_keys() -> None:
+    """A key that no index could have is written as its hash, and found by that."""
+    assert key_text((1, "a")) == '[1,"a"]'
+    assert key_text(("x" * 1000,)).startswith('["sha256:')
+    assert key_text(("x" * 1000,)) != key_text(("y" * 1000,))
+
+
+# What is not to be seen
+
+
+def test_masked_and_left_out(uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """A masked column shows that it was changed and not to what, and one that is left out shows nothing."""
+    with uow.transaction() as session:
+        session.add(Book(id=1, title="Emma", pin="1234", noise="x"))
+        session.add(Secret())
+    with uow.transaction() as session:
+        book = session.get_one(Book, 1)
+        book.pin, book.noise = "5678", "y"
+    with uow.transaction() as session:
+        session.get_one(Book, 1).noise = "z"
+
+    inserted, changed = written(engine)
+    assert inserted.after == {"id": 1, "title": "Emma", "price": None, "pin": MASK}
+    assert (changed.before, changed.after) == ({"pin": MASK}, {"pin": MASK})
+
+
+def test_opt_in(uow: UnitOfWork, engine: Engine) -> None:
+    """With opt_in the tables alone are written that ask for it, and statements on others are not, either."""
+    AuditTrail(uow, Base, opt_in=True)
+
+    with uow.transaction() as session:
+        session.add_all([Book(title="Emma"), Order(id=1), Secret()])
+        session.flush()
+        session.execute(update(Book).values(price=1))
+        session.execute(text("UPDATE audited_order SET id = 2"))
+        session.execute(text("CREATE TEMP TABLE scratch (id INTEGER)"))
+        session.execute(text("INSERT INTO scratch VALUES (1)"))
+
+    assert told(engine) == [("insert", "audited_order", "[1]"), ("update", "audited_order", None)]
+
+
+def test_statement_on_an_unknown_table(uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """A statement on a table that the metadata does not have is written: it shows no values."""
+    with uow.transaction() as session:
+        session.execute(text("CREATE TEMP TABLE scratch (id INTEGER)"))
+        session.execute(text("INSERT INTO scratch VALUES (1)"))
+        session.execute(text("INSERT INTO 'scratch' VALUES (1)"))
+
+    assert told(engine) == [("insert", "scratch", None), ("insert", None, None)]
+
+
+def test_unknown_table_is_refused(uow: UnitOfWork, engine: Engine) -> None:
+    """A row of a table of which nobody has said what may be written is not committed; with its metadata it is."""
+
+    class Other(DeclarativeBase):
+        pass
+
+    class Note(Other):
+        __tablename__ = "note"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        text: Mapped[str] = mapped_column(String(20), info={"audit": False})
+
+    Other.metadata.create_all(engine)
+    AuditTrail(uow, Base)
+
+    with (
+        pytest.raises(ConfigurationError, match=r"does not have the table 'note', .* AuditTrail\(uow, \[Base, other"),
+        uow.transaction() as session,
+    ):
+        session.add(Note(id=1, text="x"))
+    with Session(engine) as session:
+        assert session.get(Note, 1) is None
+
+    both = UnitOfWork(sessionmaker(engine))
+    AuditTrail(both, [Base, Other.metadata])
+    with both.transaction() as session:
+        session.add(Note(id=1, text="x"))
+    assert [row.after for row in written(engine)] == [{"id": 1}]
+
+
+@pytest.mark.parametrize(
+    ("info", "on_column", "message"),
+    [
+        ({"audit": "mask"}, False, r"The table 't' has info=\{\"audit\": 'mask'\}; it can be one of"),
+        ({"audit": "hide"}, True, r"The column t.id has info=\{\"audit\": 'hide'\}; it can be one of"),
+    ],
+)
+def test_wrong_info(info: dict[str, Any], message: str, *, on_column: bool) -> None:
+    """What is said of a table or a column in a way that is not understood is an error, and not a leak."""
+    column = Column("id", Integer, info=info if on_column else {})
+    table = Table("t", MetaData(), column, info={} if on_column else info)
+
+    with pytest.raises(ConfigurationError, match=message):
+        Rule(table, opt_in=False)
+
+
+# If and only if
+
+
+def test_rolled_back_with_its_change(uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """What is rolled back is not in the trail."""
+    with suppress(LookupError), uow.transaction() as session:
+        session.add(Book(title="Emma"))
+        session.flush()
+        raise LookupError
+
+    assert (books(engine), written(engine)) == ([], [])
+
+
+def test_failing_insert_keeps_everything_from_committing(
+    app: Flask, uow: UnitOfWork, trail: AuditTrail, engine: Engine
+) -> None:
+    """When the row cannot be written nothing is committed, and the error handler sees why."""
+    uow.init_app(app)
+    seen: list[str] = []
+
+    @app.post("/")
+    @uow.transactional
+    def add() -> str:
+        uow.session.add(Book(title="Emma"))
+        return ""
+
+    @app.errorhandler(DBAPIError)
+    def handle(error: DBAPIError) -> tuple[str, int]:
+        seen.append(str(error.orig))
+        assert uow.session.scalars(select(Book)).all() == []
+        return "", 409
+
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TRIGGER no BEFORE INSERT ON audit_log BEGIN SELECT RAISE(ABORT, 'full'); END"))
+    response = app.test_client().post("/")
+
+    assert (response.status_code, seen) == (409, ["full"])
+    assert (books(engine), written(engine)) == ([], [])
+
+
+def test_raising_actor_keeps_everything_from_committing(uow: UnitOfWork, engine: Engine) -> None:
+    """When it cannot be said who it was nothing is committed."""
+
+    def actor() -> object:
+        raise LookupError("who?")
+
+    AuditTrail(uow, Base, actor=actor)
+
+    with pytest.raises(LookupError, match="who"), uow.transaction() as session:
+        session.add(Book(title="Emma"))
+
+    assert books(engine) == []
+
+
+def test_actor_may_use_the_session(uow: UnitOfWork, engine: Engine) -> None:
+    """Who it was can be looked up in the same session, as by a lazy current_user."""
+    AuditTrail(uow, Base, actor=lambda: uow.session.scalar(select(Person.name)))
+    with uow.transaction() as session:
+        session.add(Person(name="Jane", kind="person"))
+
+    assert [row.actor for row in written(engine)] == ["Jane"]
+
+
+def test_actor_cannot_commit(uow: UnitOfWork, engine: Engine) -> None:
+    """The transaction is about to commit, and nobody may do that by hand meanwhile."""
+    AuditTrail(uow, Base, actor=lambda: uow.session.commit())  # noqa: PLW0108 - there is no session yet
+
+    with pytest.raises(Exception, match=r"commit\(\)"), uow.transaction() as session:
+        session.add(Book(title="Emma"))
+
+    assert books(engine) == []
+
+
+def test_actor_may_ask_for_a_rollback(uow: UnitOfWork, engine: Engine) -> None:
+    """What is asked for at the last moment holds."""
+    AuditTrail(uow, Base, actor=uow.set_rollback_only)
+
+    with uow.transaction() as session:
+        session.add(Book(title="Emma"))
+
+    assert (books(engine), written(engine)) == ([], [])
+
+
+def test_what_comes_late_is_written(uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """The trail is written when all receivers and listeners have added what they add."""
+
+    def receiver(_sender: object, session: Session, **_extra: object) -> None:
+        session.add(Book(title="by a receiver"))
+
+    def listener(session: Session) -> None:
+        session.add(Shelf(id=1))
+
+    with signals.before_commit.connected_to(receiver), uow.transaction() as session:
+        event.listen(session, "before_commit", listener)
+        session.add(Book(title="by the block"))
+
+    assert told(engine) == [
+        ("insert", "audited_book", "[1]"),
+        ("insert", "audited_book", "[2]"),
+        ("insert", "shelf", "[1]"),
+    ]
+
+
+def test_listener_alone(uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """What a listener adds where nothing else was changed is written as well."""
+    with uow.transaction() as session:
+        event.listen(session, "before_commit", lambda session: session.add(Shelf(id=1)))
+        session.scalars(select(Book)).all()
+
+    assert told(engine) == [("insert", "shelf", "[1]")]
+
+
+def test_commits_by_hand(app: Flask, uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """Where a commit by hand is allowed it is written, with what it has committed."""
+    uow.init_app(app)
+
+    with app.app_context():
+        g.actor = "a script"
+        uow.session.add(Book(title="Emma"))
+        uow.session.commit()
+        uow.session.add(Book(title="Persuasion"))
+        uow.session.commit()
+        uow.session.add(Book(title="lost"))
+        uow.session.flush()
+
+    assert told(engine) == [("insert", "audited_book", "[1]"), ("insert", "audited_book", "[2]")]
+    assert {row.actor for row in written(engine)} == {"a script"}
+
+
+def test_commit_past_the_session(app: Flask, uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """Even who commits past the session's own methods is written down."""
+    uow.init_app(app)
+
+    with app.app_context():
+        uow.session.add(Book(title="Emma"))
+        root = uow.session.get_transaction()
+        assert root is not None
+        root.commit()
+
+    assert told(engine) == [("insert", "audited_book", "[1]")]
+
+
+def test_suspended_transactions(uow: UnitOfWork, engine: Engine) -> None:
+    """A transaction of its own is written with its own changes, and before the one around it."""
+    trail = AuditTrail(uow, Base)
+
+    @uow.transactional(propagation=Propagation.REQUIRES_NEW)
+    def inner() -> None:
+        uow.session.add(Shelf(id=1))
+
+    with uow.transaction() as session:
+        inner()
+        session.add(Book(title="Emma"))
+
+    assert told(engine) == [("insert", "shelf", "[1]"), ("insert", "audited_book", "[1]")]
+    assert len({row.transaction_id for row in written(engine)}) == 2
+    assert repr(trail).startswith("<AuditTrail 'audit_log' of <UnitOfWork")
+
+
+def test_retries(server: Engine) -> None:
+    """Of several attempts the one that commits is written; with independent the others are, too."""
+    uow = UnitOfWork(sessionmaker(server))
+    AuditTrail(uow, Base, independent=True)
+    attempts: list[int] = []
+
+    @uow.transactional(attempts=2)
+    def add() -> None:
+        attempts.append(1)
+        uow.session.add(Book(id=1, title="Emma"))
+        uow.session.flush()
+        if len(attempts) == 1:
+            conflict(uow.session) if server.dialect.name != "sqlite" else raise_locked()
+
+    add()
+
+    assert [(row.outcome, row.primary_key) for row in written(server)] == [("rolled_back", "[1]"), ("committed", "[1]")]
+    assert len({row.transaction_id for row in written(server)}) == 2
+
+
+def raise_locked() -> None:
+    """What SQLite says when somebody else writes; nobody can while this transaction does."""
+    import sqlite3
+
+    from sqlalchemy.exc import OperationalError
+
+    error = sqlite3.OperationalError("database is locked")
+    error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    raise OperationalError("UPDATE", {}, error)
+
+
+# Where it is written
+
+
+def test_on_every_database(server: Engine) -> None:
+    """Every database stores the rows, and gives back what was stored."""
+    uow = UnitOfWork(sessionmaker(server))
+    trail = AuditTrail(uow, Base)
+    with uow.transaction() as session:
+        session.add(Book(id=1, title="Émma", price=None, pin="1"))
+    with uow.transaction() as session:
+        session.get_one(Book, 1).price = 5
+
+    with uow.transaction() as session:
+        book = session.get_one(Book, 1)
+        inserted, changed = trail.history(book)
+
+    assert inserted.after == {"id": 1, "title": "Émma", "price": None, "pin": MASK}
+    assert (changed.before, changed.after, changed.primary_key) == ({"price": None}, {"price": 5}, (1,))
+    assert changed.recorded_at.utcoffset() == timedelta(0)
+    assert inserted.recorded_at < changed.recorded_at
+    assert inserted.before is None
+
+
+def test_alembic_sees_the_table(server: Engine) -> None:
+    """Alembic's autogenerate adds the table where it is missing, and finds no difference where it is."""
+    TABLE.drop(server)
+    with server.connect() as connection:
+        context = MigrationContext.configure(connection)
+        missing = [change for change in compare_metadata(context, Base.metadata) if change[0] == "add_table"]
+    TABLE.create(server)
+    with server.connect() as connection:
+        context = MigrationContext.configure(connection)
+        own = [change for change in compare_metadata(context, Base.metadata) if "audit_log" in str(change)]
+
+    assert [table.name for _, table in missing] == ["audit_log"]
+    assert own == []
+
+
+def test_two_phase_commit(postgresql: Engine) -> None:
+    """With a two-phase commit the rows are written before the first phase."""
+    Base.metadata.create_all(postgresql)
+    try:
+        uow = UnitOfWork(sessionmaker(postgresql, twophase=True))
+        AuditTrail(uow, Base)
+
+        with uow.transaction() as session:
+            session.add(Book(id=1, title="Emma"))
+
+        assert told(postgresql) == [("insert", "audited_book", "[1]")]
+    finally:
+        Base.metadata.drop_all(postgresql)
+
+
+def test_another_database_is_refused(engine: Engine, postgresql: Engine) -> None:
+    """What would be kept in another transaction than the change is refused, and nothing is kept."""
+    Base.metadata.create_all(postgresql)
+    try:
+        uow = UnitOfWork(sessionmaker(binds={Book: engine, TABLE: postgresql}))
+        AuditTrail(uow, Base)
+
+        with (
+            pytest.raises(
+                ConfigurationError, match=r"The table 'audit_log' is in .*postgresql.* use a UnitOfWork for each"
+            ),
+            uow.transaction() as session,
+        ):
+            session.add(Book(title="Emma"))
+
+        assert (books(engine), told(postgresql)) == ([], [])
+    finally:
+        Base.metadata.drop_all(postgresql)
+
+
+def test_several_objects_share_the_table(engine: Engine) -> None:
+    """Several UnitOfWork objects can have trails in one table."""
+    trails = [AuditTrail(UnitOfWork(sessionmaker(engine), name=name), Base) for name in ("one", "two")]
+
+    assert trails[0].table is trails[1].table is TABLE
+
+
+# Surviving a rollback
+
+
+@pytest.fixture
+def survivor(uow: UnitOfWork) -> AuditTrail:
+    return AuditTrail(uow, Base, actor=lambda: "jane", independent=True)
+
+
+def test_rolled_back_work_is_written(app: Flask, uow: UnitOfWork, survivor: AuditTrail, engine: Engine) -> None:
+    """An independent trail has what was flushed and rolled back, with the name of the error, in its own transaction."""
+    uow.init_app(app)
+
+    @app.post("/")
+    @uow.transactional
+    def add() -> tuple[str, int]:
+        uow.session.add(Book(id=1, title="Emma"))
+        uow.session.flush()
+        raise LookupError
+
+    app.test_client().post("/")
+
+    [row] = written(engine)
+    assert books(engine) == []
+    assert (row.outcome, row.error, row.actor, row.endpoint) == ("rolled_back", "LookupError", "jane", "add")
+    assert row.after["title"] == "Emma"
+
+
+def test_quiet_rollback_is_written(uow: UnitOfWork, survivor: AuditTrail, engine: Engine) -> None:
+    """A rollback without an error is written without one."""
+    with uow.transaction() as session:
+        session.add(Book(title="Emma"))
+        session.flush()
+        uow.set_rollback_only()
+
+    assert [(row.outcome, row.error) for row in written(engine)] == [(str(Outcome.ROLLED_BACK), None)]
+
+
+def test_failed_commit_is_written(uow: UnitOfWork, survivor: AuditTrail, engine: Engine) -> None:
+    """A COMMIT that fails leaves a trail of what was to be committed."""
+
+    def veto(_sender: object, **_extra: object) -> None:
+        raise LookupError
+
+    with signals.before_commit.connected_to(veto), pytest.raises(LookupError), uow.transaction() as session:
+        session.add(Book(title="Emma"))
+
+    assert [(row.outcome, row.error) for row in written(engine)] == [("rolled_back", "LookupError")]
+
+
+def test_unflushed_and_left_out_work_is_not_written(uow: UnitOfWork, survivor: AuditTrail, engine: Engine) -> None:
+    """What never came to the database, or is left out, leaves no trail."""
+    with uow.transaction() as session:
+        session.add(Secret())
+        session.flush()
+        session.add(Book(title="Emma"))
+        uow.set_rollback_only()
+
+    assert written(engine) == []
+
+
+def test_failing_actor_of_a_rollback(uow: UnitOfWork, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """What is known is written when it cannot be said who it was, and that is logged; the error goes on."""
+
+    def actor() -> object:
+        raise RuntimeError("who?")
+
+    AuditTrail(uow, Base, actor=actor, independent=True)
+
+    with pytest.raises(LookupError), uow.transaction() as session:
+        session.add(Book(title="Emma"))
+        session.flush()
+        raise LookupError
+
+    assert [(row.outcome, row.actor) for row in written(engine)] == [("rolled_back", None)]
+    assert "could not be written down" in caplog.text
+    assert "who?" in caplog.text
+
+
+def test_session_of_a_connection(engine: Engine) -> None:
+    """Where a test has bound the sessions to its own connection, all is written there, and gone with it."""
+    with engine.connect() as connection, connection.begin() as outer:
+        uow = UnitOfWork(sessionmaker(connection, join_transaction_mode="create_savepoint"))
+        AuditTrail(uow, Base, independent=True)
+
+        with uow.transaction() as session:
+            session.add(Book(id=1, title="Emma"))
+        with suppress(LookupError), uow.transaction() as session:
+            session.add(Book(id=2, title="Persuasion"))
+            session.flush()
+            raise LookupError
+
+        rows = list(connection.execute(select(TABLE.c.outcome, TABLE.c.primary_key).order_by(TABLE.c.id)))
+        outer.rollback()
+
+    assert rows == [("committed", "[1]"), ("rolled_back", "[2]")]
+    assert written(engine) == []
+
+
+def test_session_of_a_connection_outside_any_transaction(engine: Engine) -> None:
+    """On a connection that has not begun, what was rolled back has a transaction of its own."""
+    with engine.connect() as connection:
+        uow = UnitOfWork(sessionmaker(connection))
+        AuditTrail(uow, Base, independent=True)
+
+        with suppress(LookupError), uow.transaction() as session:
+            session.add(Book(id=2, title="Persuasion"))
+            session.flush()
+            raise LookupError
+
+    assert [row.outcome for row in written(engine)] == ["rolled_back"]
+
+
+# History
+
+
+def test_history_of_joined_tables(uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """The history of an object has the rows of all of its tables, also when it is asked for by a base class."""
+    with uow.transaction() as session:
+        session.add(Author(id=1, name="Jane", genre="novels"))
+    with uow.transaction() as session:
+        session.get_one(Author, 1).genre = "letters"
+
+    with uow.transaction() as session:
+        histories = [trail.history(session.get_one(Author, 1)), trail.history(Author, 1), trail.history(Person, (1,))]
+    assert [[(entry.operation, entry.table) for entry in history] for history in histories] == [
+        [("insert", "person"), ("insert", "author"), ("update", "author")]
+    ] * 3
+
+
+def test_history_follows_a_key_that_changes(uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """The history of a row whose key has changed goes back before that, and not to another's that had the key."""
+    with uow.transaction() as session:
+        session.add_all([Shelf(id=1), Shelf(id=2)])
+    with uow.transaction() as session:
+        session.delete(session.get_one(Shelf, 2))
+    with uow.transaction() as session:
+        session.get_one(Shelf, 1).id = 2
+    with uow.transaction() as session:
+        session.add(Shelf(id=1))
+
+    with uow.transaction() as session:
+        history = trail.history(session.get_one(Shelf, 2))
+    assert [(entry.operation, entry.primary_key) for entry in history] == [("insert", (1,)), ("update", (2,))]
+
+
+def test_history_of_what_is_gone(uow: UnitOfWork, trail: AuditTrail) -> None:
+    """A deleted object still says what became of it."""
+    with uow.transaction() as session:
+        session.add(Shelf(id=1))
+    with uow.transaction() as session:
+        shelf = session.get_one(Shelf, 1)
+        session.delete(shelf)
+
+    with uow.transaction():
+        assert [entry.operation for entry in trail.history(shelf)] == ["insert", "delete"]
+
+
+@pytest.mark.parametrize(
+    ("target", "identity", "message"),
+    [
+        (Book(title="new"), None, "has no primary key yet. Flush it first"),
+        (Book, None, r"takes a mapped object, or a mapped class or the name of a table and a primary key"),
+        (7, 1, r"was given 7; it takes a mapped object"),
+        ("shelf", None, "was given 'shelf'"),
+    ],
+)
+def test_history_of_nothing(trail: AuditTrail, target: object, identity: object, message: str) -> None:
+    """What is no object is refused."""
+    with pytest.raises(ConfigurationError, match=message):
+        trail.history(target, identity)
+
+
+def test_history_of_a_table_outside_the_metadata(uow: UnitOfWork, trail: AuditTrail) -> None:
+    """A table that the metadata does not have has no history, and that is no error."""
+    with uow.transaction():
+        assert trail.history("elsewhere", 1) == []
+
+
+# Making one
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, Base), r"^uow is None; it must be a UnitOfWork"),
+        ((UnitOfWork(sessionmaker()), object()), r"^metadata is <object .*; it must be a MetaData, a declarative base"),
+        ((UnitOfWork(sessionmaker()), []), r"^metadata is \[\]; it must be"),
+    ],
+)
+def test_wrong_arguments(arguments: tuple[Any, Any], message: str) -> None:
+    """Arguments that cannot be what was meant are refused, and nothing is installed."""
+    with pytest.raises(ConfigurationError, match=message):
+        AuditTrail(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"actor": "jane"}, r"^actor is 'jane'; it must be a function without arguments"),
+        ({"request_id": None}, r"^request_id is None; it must be a function without arguments"),
+        ({"table_name": "shelf"}, r"^table_name is 'shelf', and the metadata has another table of that name"),
+    ],
+)
+def test_wrong_options(uow: UnitOfWork, engine: Engine, options: dict[str, Any], message: str) -> None:
+    """Options that cannot be what was meant are refused, and nothing is installed."""
+    with pytest.raises(ConfigurationError, match=message):
+        AuditTrail(uow, Base, **options)
+
+    with uow.transaction() as session:
+        session.add(Book(title="Emma"))
+    assert written(engine) == []
+
+
+def test_twice(uow: UnitOfWork, trail: AuditTrail) -> None:
+    """A second trail of the same table would write each row twice."""
+    with pytest.raises(ConfigurationError, match=r"AuditTrail\(\) was called before .* each row would be twice"):
+        AuditTrail(uow, Base)
+
+
+def test_schema_of_the_metadata() -> None:
+    """The table is in the schema of the metadata, and made once."""
+    metadata = MetaData(schema="archive")
+
+    assert table_in(metadata, "audit_log").fullname == "archive.audit_log"
+    assert table_in(metadata, "audit_log") is table_in(metadata, "audit_log")
+
+
+def test_long_strings_are_cut(app: Flask, uow: UnitOfWork, engine: Engine) -> None:
+    """A header or a name that is too long for its column is cut, and is no reason not to commit."""
+    AuditTrail(uow, Base, actor=lambda: "x" * 1000)
+    uow.init_app(app)
+
+    @app.post("/")
+    @uow.transactional
+    def add() -> str:
+        uow.session.add(Book(title="Emma"))
+        return ""
+
+    assert app.test_client().post("/", headers={"X-Request-ID": "y" * 1000}).status_code == 200
+    [row] = written(engine)
+    assert (row.actor, row.request_id) == ("x" * 255, "y" * 255)
+
+
+def test_incomplete_trail_is_told(uow: UnitOfWork, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """A trail that is begun in the middle of a transaction says that it may miss something."""
+    with uow.transaction() as session:
+        session.add(Book(id=1, title="Emma"))
+        session.flush()
+        AuditTrail(uow, Base)
+        session.add(Book(id=2, title="Persuasion"))
+
+    assert told(engine) == [("insert", "audited_book", "[2]")]
+    assert "may not have all" in caplog.text

@@ -1,0 +1,231 @@
+"""The commands of ``flask uow``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import entry_points
+from typing import Any
+
+import pytest
+from click.testing import Result
+from flask import Flask
+from sqlalchemy import Engine, ForeignKey, String, insert, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+
+from flask_uow import UnitOfWork
+from flask_uow.audit import AuditTrail
+from flask_uow.cli import uow as commands
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Account(Base):
+    __tablename__ = "account"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(100))
+    balance: Mapped[int]
+
+
+class Entry(Base):
+    __tablename__ = "entry"
+
+    account_id: Mapped[int] = mapped_column(ForeignKey("account.id"), primary_key=True)
+    number: Mapped[str] = mapped_column(String(10), primary_key=True)
+
+
+@pytest.fixture
+def trail(app: Flask, uow: UnitOfWork, engine: Engine) -> Iterator[AuditTrail]:
+    uow.init_app(app)
+    trail = AuditTrail(uow, Base, actor=lambda: "jane", independent=True)
+    Base.metadata.create_all(engine)
+    yield trail
+    Base.metadata.drop_all(engine)
+
+
+def run(app: Flask, *arguments: str) -> Result:
+    return app.test_cli_runner().invoke(commands, list(arguments))
+
+
+def work(app: Flask, uow: UnitOfWork) -> None:
+    """Make one entry of each kind."""
+    with app.app_context():
+        with uow.transaction() as session:
+            session.add(Account(id=1, name="Ada", balance=100))
+        with uow.transaction() as session:
+            session.get_one(Account, 1).balance = 75
+            session.add(Entry(account_id=1, number="7"))
+        with suppress(LookupError), uow.transaction() as session:
+            session.get_one(Account, 1).balance = -5
+            session.flush()
+            raise LookupError
+        with uow.transaction() as session:
+            session.execute(text("UPDATE account\n SET balance = 0"))
+            session.delete(session.get_one(Entry, (1, "7")))
+        with app.test_request_context("/"), uow.transaction() as session:
+            session.execute(text("DELETE FROM 'account'"))
+
+
+def without_times(output: str) -> list[str]:
+    return [line if line.startswith(" ") else line.partition(" ")[2].partition(" ")[2] for line in output.splitlines()]
+
+
+def test_found_by_flask() -> None:
+    """The command line of Flask finds the commands."""
+    [found] = entry_points(group="flask.commands", name="uow")
+
+    assert found.load() is commands
+
+
+def test_audit(app: Flask, uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """The trail is printed with who changed what, from what, to what, the newest last."""
+    work(app, uow)
+
+    result = run(app, "audit")
+
+    assert result.exit_code == 0
+    assert without_times(result.output) == [
+        "jane: insert account 1",
+        "    id: 1",
+        '    name: "Ada"',
+        "    balance: 100",
+        "jane: update account 1",
+        "    balance: 100 -> 75",
+        "jane: insert entry 1, 7",
+        "    account_id: 1",
+        '    number: "7"',
+        "jane: update account 1 ROLLED BACK (LookupError)",
+        "    balance: 75 -> -5",
+        "jane: update account",
+        "    1 row: UPDATE account SET balance = 0",
+        "jane: delete entry 1, 7",
+        "    account_id: 1",
+        '    number: "7"',
+        "jane: delete (a table that the statement does not name plainly)",
+        "    1 row: DELETE FROM 'account'",
+    ]
+    assert datetime.fromisoformat(" ".join(result.output.split()[:2])).replace(tzinfo=UTC) <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "operations"),
+    [
+        (["account"], ["insert", "update", "update", "update"]),
+        (["account", "1"], ["insert", "update", "update"]),
+        (["entry", "1", "7"], ["insert", "delete"]),
+        (["entry", "1", "8"], []),
+        (["account", "Ada"], []),
+        (["--limit", "2"], ["delete", "delete"]),
+    ],
+)
+@pytest.mark.usefixtures("trail")
+def test_which_entries(app: Flask, uow: UnitOfWork, arguments: list[str], operations: list[str]) -> None:
+    """A table, a row and a limit keep to the entries that are asked for."""
+    work(app, uow)
+
+    result = run(app, "audit", *arguments, "--format", "json")
+
+    assert [json.loads(line)["operation"] for line in result.output.splitlines()] == operations
+
+
+def test_json(app: Flask, uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """As JSON each entry is one line with all there is."""
+    work(app, uow)
+
+    [line] = run(app, "audit", "account", "1", "--limit", "1", "--format", "json").output.splitlines()
+
+    entry: dict[str, Any] = json.loads(line)
+    assert datetime.fromisoformat(entry.pop("recorded_at")).tzinfo is UTC
+    assert len(entry.pop("transaction_id")) == 32
+    assert entry == {
+        "id": 4,
+        "request_id": None,
+        "endpoint": None,
+        "actor": "jane",
+        "operation": "update",
+        "entity": "Account",
+        "table": "account",
+        "primary_key": [1],
+        "before": {"balance": 75},
+        "after": {"balance": -5},
+        "rowcount": None,
+        "statement": None,
+        "outcome": "rolled_back",
+        "error": "LookupError",
+    }
+
+
+def test_less_is_known(app: Flask, uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """What is not known of an entry is printed as that."""
+    common = {
+        "recorded_at": datetime(2026, 1, 2, tzinfo=UTC),
+        "transaction_id": "0" * 32,
+        "table_name": "account",
+        "outcome": "committed",
+    }
+    with engine.begin() as connection:
+        for values in (
+            {
+                "operation": "update",
+                "table_name": "account",
+                "primary_key": "[1]",
+                "before": {},
+                "after": {"name": "x"},
+            },
+            {
+                "operation": "delete",
+                "table_name": "account",
+                "rowcount": -1,
+                "statement": "DELETE",
+                "endpoint": "purge",
+            },
+            {"operation": "delete", "table_name": "account", "primary_key": "[1]", "outcome": "rolled_back"},
+        ):
+            connection.execute(insert(trail.table).values({**common, **values}))
+
+    assert run(app, "audit").output.splitlines() == [
+        "2026-01-02 00:00:00 -: update account 1",
+        '    name: ? -> "x"',
+        "2026-01-02 00:00:00 - in purge: delete account",
+        "    an unknown number of rows: DELETE",
+        "2026-01-02 00:00:00 -: delete account 1 ROLLED BACK",
+    ]
+
+
+def test_no_entries(app: Flask, trail: AuditTrail) -> None:
+    """An empty trail says so."""
+    assert run(app, "audit").output == "No entries.\n"
+    assert run(app, "audit", "--format", "json").output == ""
+
+
+def test_no_trail(app: Flask) -> None:
+    """An app without a trail, or without a UnitOfWork, says how to make one."""
+    without = run(app, "audit")
+    UnitOfWork(sessionmaker(), app)
+    still_without = run(app, "audit")
+
+    assert (without.exit_code, still_without.exit_code) == (1, 1)
+    assert without.output == still_without.output
+    assert "There is no audit trail. Make one where the UnitOfWork is: AuditTrail(uow, Base)" in without.output
+
+
+def test_several_trails(app: Flask, trail: AuditTrail, engine: Engine) -> None:
+    """Of several trails one has to be named, and a name that there is not is told with those that there are."""
+    reports = UnitOfWork(sessionmaker(engine), app, name="reports")
+    AuditTrail(reports, Base)
+
+    ambiguous, named, wrong = (run(app, "audit", *more) for more in ([], ["--name", "reports"], ["--name", "report"]))
+
+    assert "There are several audit trails. Add --name, with one of: default, reports." in ambiguous.output
+    assert named.output == "No entries.\n"
+    assert "The app has no UnitOfWork called 'report'. It has: 'default', 'reports'." in wrong.output
+
+
+def test_wrong_name_of_no_object(app: Flask) -> None:
+    """An app without any UnitOfWork says that it has none."""
+    assert "It has: none." in run(app, "audit", "--name", "x").output
