@@ -1,21 +1,37 @@
-"""The commands of ``flask uow``. Flask finds them by the entry point ``flask.commands``."""
+"""The commands of ``flask uow``, which every app has that a UnitOfWork was initialised with."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import click
 from flask import current_app
 from flask.cli import AppGroup, with_appcontext
 
-from flask_uow.audit import AuditEntry, AuditTrail
-from flask_uow.extension import UnitOfWork
+from flask_uow._core.recording import Recorder
+from flask_uow.audit_table import AuditEntry
 
 __all__ = ["uow"]
+
+
+class _Owner(Protocol):
+    """A UnitOfWork."""
+
+    _recorders: list[Recorder]
+
+
+@runtime_checkable
+class _Trail(Protocol):
+    """An audit trail."""
+
+    def entries(self, *, table: str | None, keys: Sequence[Sequence[object]], limit: int) -> list[AuditEntry]:
+        """Return its last entries."""
+        ...
+
 
 uow = AppGroup("uow", help="Look at transactions.")
 
@@ -38,22 +54,22 @@ def audit(table: str | None, key: tuple[str, ...], name: str | None, limit: int,
         click.echo(line)
 
 
-def _trail(name: str | None) -> AuditTrail:
+def _trail(name: str | None) -> _Trail:
     """Return the audit trail that is meant.
 
     Raises:
         ClickException: There is none, or more than one.
     """
-    found: Mapping[str, UnitOfWork] = current_app.extensions.get("uow", {})
+    found: Mapping[str, _Owner] = current_app.extensions.get("uow", {})
     if name is not None and name not in found:
         raise click.ClickException(
-            f"The app has no UnitOfWork called {name!r}. It has: {', '.join(map(repr, found)) or 'none'}."
+            f"The app has no UnitOfWork called {name!r}. It has: {', '.join(map(repr, found))}."
         )
     trails = {
         owner: recorder
         for owner, each in found.items()
         for recorder in each._recorders
-        if isinstance(recorder, AuditTrail) and name in (None, owner)
+        if isinstance(recorder, _Trail) and name in (None, owner)
     }
     if not trails:
         raise click.ClickException(

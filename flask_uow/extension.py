@@ -21,6 +21,7 @@ from flask_uow._core.scope import Scope
 from flask_uow._core.stream import Stream
 from flask_uow._core.transaction import Transaction
 from flask_uow.adapters import Sessions, session_source
+from flask_uow.cli import uow as commands
 from flask_uow.context import current_app
 from flask_uow.decorators import BELOW, Call, Decorator, IfInactive, StreamDecorator, T, register_hook
 from flask_uow.dispatch import Dispatch, Managed
@@ -151,6 +152,7 @@ class UnitOfWork:
 
         if registry is None:
             registry = app.extensions["uow"] = _Registry(Dispatch(app))
+            app.cli.add_command(commands)
         registry.dispatch.add(self, Managed(app, self, self._name, self._source, settings, recorders=self._recorders))
         registry[self._name] = self
 

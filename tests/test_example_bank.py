@@ -69,10 +69,45 @@ def test_transfer_commits(client: FlaskClient) -> None:
         "view",
         "before_commit",
         "after_commit",
+        "change",
+        "change",
+        "change",
+        "change",
         "on_commit hook",
         "transaction_completed",
         "response",
     ]
+
+
+def test_log_says_who_changed_what(app: Flask, client: FlaskClient) -> None:
+    """The log has who changed what, from what, to what, and so has the audit trail that is stored with it."""
+    client.post("/transfer", data=form())
+    changes = [line["text"] for line in state(client)["log"][0]["lines"] if line["source"] == "change"]
+    trail = app.test_cli_runner().invoke(args=["uow", "audit", "account", "1"]).output
+
+    assert changes[:3] == [
+        "Ada updated account 1: balance from €100.00 to €75.00.",
+        "Ada updated account 2: balance from €50.00 to €75.00.",
+        "Ada inserted transfer 1.",
+    ]
+    assert changes[3].startswith("Ada inserted receipt ")
+    assert "Ada in bank.transfer: update account 1\n    balance: 10000 -> 7500\n" in trail
+
+
+def test_log_says_what_was_not_changed(client: FlaskClient) -> None:
+    """What was rolled back is in the log as that."""
+    client.post("/overdraw")
+
+    assert "Ada has not updated account 1: balance from €100.00 to \N{MINUS SIGN}€50.00." in text(client)
+
+
+def test_log_of_a_reset(client: FlaskClient) -> None:
+    """A reset is the bank's, and its statements are told by how many rows they have deleted."""
+    client.post("/transfer", data=form())
+    client.post("/reset")
+
+    # The log is emptied after the COMMIT.
+    assert "The bank deleted 3 rows of account." in text(client)
 
 
 def test_overdraft_rolls_back(client: FlaskClient) -> None:
@@ -87,6 +122,7 @@ def test_overdraft_rolls_back(client: FlaskClient) -> None:
         "view",
         "view",
         "after_rollback",
+        "rollback of a change",
         "on_rollback hook",
         "transaction_completed",
         "error handler",
@@ -121,6 +157,9 @@ def test_failed_commit_is_answered_409(client: FlaskClient) -> None:
         "view",
         "before_commit",
         "after_rollback",
+        "rollback of a change",
+        "rollback of a change",
+        "rollback of a change",
         "on_rollback hook",
         "transaction_completed",
         "error handler",
@@ -140,8 +179,12 @@ def test_failed_hook_changes_nothing(app: Flask, client: FlaskClient, testing: b
     assert (response.status_code, response.json) == (201, {"message": "€10.00 went from Ada to Grace."})
     assert balances(client) == {**START, "Ada": 90_00, "Grace": 60_00}
     assert state(client)["transfers"] == 1
-    assert sources(client)[-6:] == [
+    assert sources(client)[-10:] == [
         "after_commit",
+        "change",
+        "change",
+        "change",
+        "change",
         "on_commit hook",
         "on_commit hook",
         "transaction_completed",

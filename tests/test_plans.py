@@ -207,7 +207,7 @@ def test_every_kind_of_view(app: Flask, uow: UnitOfWork, engine: Engine, kind: s
     uow.init_app(app)
 
     class Decorated(View):
-        decorators = [transactional]  # noqa: RUF012 - as Flask's documentation writes it
+        decorators = [transactional]
 
         def dispatch_request(self, status: int) -> tuple[str, int]:  # type: ignore[override]
             return add(uow), status

@@ -188,7 +188,7 @@ assert_type(Shop.close(20), bool)
 
 
 class Books(MethodView):
-    decorators = [transactional, uow.transactional(name="books")]  # noqa: RUF012 - as Flask has it
+    decorators = [transactional, uow.transactional(name="books")]
 
     @transactional
     def get(self, book_id: int) -> str:

@@ -41,12 +41,16 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from werkzeug.exceptions import HTTPException
 
-from flask_uow import Outcome, Propagation, Transaction, UnitOfWork, signals
+from flask_uow import BulkChange, Change, ChangeSet, Outcome, Propagation, Transaction, UnitOfWork, signals
+from flask_uow.audit import AuditTrail
 
 from .models import ADA, GRACE, Account, Base, Receipt, Transfer, restore
 
 # One UnitOfWork serves every app that create_app() makes: each has its own engine, and its sessions are opened there.
 uow = UnitOfWork(lambda: Session(current_app.extensions["bank.engine"]))
+
+# Who has changed what is stored with the change: "flask --app docs/examples/bank uow audit" prints it.
+AuditTrail(uow, Base, actor=lambda: actor())
 
 bank = Blueprint("bank", __name__)
 
@@ -97,6 +101,12 @@ def open_database(url: str) -> Engine:
     return engine
 
 
+def actor() -> str:
+    """Return who does something: the customer whose money is moved, if there is one."""
+    name: str = g.get("actor", "The bank")
+    return name
+
+
 # Moving money
 
 
@@ -116,6 +126,7 @@ def move(payer_id: int, payee_id: int, amount: int) -> Transfer:
     if len(accounts) < 2:
         abort(400, "Choose two different accounts that exist.")
     payer, payee = accounts[payer_id], accounts[payee_id]
+    g.actor = payer.name
 
     uow.on_commit(send_mail, payee.name, amount)
     uow.on_rollback(send_no_mail, payee.name)
@@ -350,13 +361,37 @@ def tell_before_commit(_app: Flask, transaction: Transaction, **_extra: object) 
     note("before_commit", f"Transaction {transaction.id[:8]} was flushed. COMMIT is next.")
 
 
-def tell_after_commit(_app: Flask, transaction: Transaction, **_extra: object) -> None:
+def tell_after_commit(_app: Flask, transaction: Transaction, changes: ChangeSet, **_extra: object) -> None:
     note("after_commit", f"COMMIT has returned. The work of {transaction.id[:8]} is stored.")
+    for change in changes:
+        note("change", f"{actor()} {description(change)}.")
 
 
-def tell_after_rollback(_app: Flask, transaction: Transaction, error: BaseException | None, **_extra: object) -> None:
+def tell_after_rollback(
+    _app: Flask, transaction: Transaction, error: BaseException | None, changes: ChangeSet, **_extra: object
+) -> None:
     why = f" because of {type(error).__name__}" if error else ""
     note("after_rollback", f"The work of {transaction.id[:8]} was rolled back{why}. Nothing of it is stored.")
+    for change in changes:
+        note("rollback of a change", f"{actor()} has not {description(change)}.")
+
+
+def description(change: Change | BulkChange) -> str:
+    """Return what was done, from what, to what."""
+    if isinstance(change, BulkChange):
+        return f"{PAST[change.operation]} {change.rowcount} rows of {change.table}"
+    row = f"{PAST[change.operation]} {change.table} {', '.join(map(str, change.identity))}"
+    if change.operation != "update":
+        return row
+    columns = (f"{name} from {shown(name, change.before)} to {shown(name, change.after)}" for name in change.after)
+    return f"{row}: {', '.join(columns)}"
+
+
+PAST = {"insert": "inserted", "update": "updated", "delete": "deleted"}
+
+
+def shown(column: str, values: Mapping[str, Any]) -> str:
+    return euros(values[column]) if column in ("balance", "amount") else str(values[column])
 
 
 def tell_completed(_app: Flask, transaction: Transaction, outcome: Outcome, duration: float, **_extra: object) -> None:
