@@ -62,9 +62,7 @@ def _trail(name: str | None) -> _Trail:
     """
     found: Mapping[str, _Owner] = current_app.extensions.get("uow", {})
     if name is not None and name not in found:
-        raise click.ClickException(
-            f"The app has no UnitOfWork called {name!r}. It has: {', '.join(map(repr, found))}."
-        )
+        raise click.ClickException(f"The app has no UnitOfWork called {name!r}. It has: {', '.join(map(repr, found))}.")
     trails = {
         owner: recorder
         for owner, each in found.items()

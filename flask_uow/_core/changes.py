@@ -184,6 +184,15 @@ class _Fate:
             was if now is UNLOADED else now for was, now in zip(self.after, after, strict=True)
         )
 
+    def comes_back(self, entity: str | None, after: Row) -> None:
+        """Let the row be inserted again that was deleted; what had not been loaded of it was written, then."""
+        self.entity, self.after = entity, after
+        assert self.before is not None
+        self.before = tuple(
+            NO_VALUE if was is UNLOADED and now is not UNLOADED else was
+            for was, now in zip(self.before, after, strict=True)
+        )
+
 
 def _change(layout: Layout, entity: str | None, before: Row | None, after: Row | None) -> Change | None:
     """Return the net change of a row, if there is any."""
@@ -231,7 +240,7 @@ def _fates(entries: Iterable[Entry]) -> list[_Fate | BulkChange]:
                 fate = _Fate(layout, entity, None, after)
                 fates.append(fate)
             else:
-                fate.entity, fate.after = entity, after
+                fate.comes_back(entity, after)
             alive[layout][identity] = fate
             continue
         fate = alive[layout].pop(layout.identity(before), None)

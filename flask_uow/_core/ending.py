@@ -32,7 +32,7 @@ from flask_uow._core.recording import Recorder
 from flask_uow._core.retry import Attempts, apart
 from flask_uow._core.runtime import Runtime
 from flask_uow._core.session import WatchedSession, refuse_lost_changes
-from flask_uow._core.tracking import Record
+from flask_uow._core.tracking import Record, Span
 from flask_uow._core.transaction import Doom, Outcome, State, Transaction, outside_any_block
 from flask_uow.errors import (
     CommitOutcomeUnknownError,
@@ -253,7 +253,7 @@ class Ending(Guard):
         """Let the transactions know where it is written down what they change from now on."""
         self._marks.clear()
         for transaction in self._stack:
-            transaction._record = record
+            transaction._span = Span(record)
 
     def _flush(self, watched: WatchedSession) -> None:
         """Flush what is there before the commit, for those who want to know what is changed."""
@@ -267,7 +267,7 @@ class Ending(Guard):
         self._settling = True
         try:
             self._flush(watched)
-            if watched.record:
+            if transaction._span:
                 self._seen = {recorder: recorder.look(transaction) for recorder in self._runtime.recorders}
         finally:
             self._settling = False
@@ -276,9 +276,9 @@ class Ending(Guard):
     def _record_changes(self, transaction: Transaction, watched: WatchedSession) -> None:
         """Let the recorders write down what the transaction has changed, after all others have changed something."""
         seen, self._seen = self._seen, {}
-        if not self._runtime.recorders or not watched.record:
+        if not self._runtime.recorders or not transaction._span:
             return
-        changes = watched.record.changes()
+        changes = transaction.changes
         for recorder in self._runtime.recorders:
             # What a listener of the user's has changed, after nothing else was, comes after they were to look.
             known = seen[recorder] if recorder in seen else recorder.look(transaction)
@@ -302,7 +302,7 @@ class Ending(Guard):
         if transaction is None:
             # It commits past us, and is written down all the same.
             if self._runtime.recorders:
-                self._record_changes(self._stack[0] if self._stack else outside_any_block(), self._watched)
+                self._record_changes(self._stack[0] if self._stack else self._unknown(self._watched), self._watched)
             return
         self.check_time(transaction._deadline)
         self._ask_the_database(transaction, self._watched)
@@ -315,6 +315,12 @@ class Ending(Guard):
         if resolve or options.verify is not None:
             self._prepare_to_ask(transaction, self._watched.single_connection(), resolve=resolve)
         transaction._sent_at = time()
+
+    def _unknown(self, watched: WatchedSession) -> Transaction:
+        """Return what stands for a transaction that was begun and is committed past us."""
+        transaction = outside_any_block()
+        transaction._span = None if watched.record is None else Span(watched.record)
+        return transaction
 
     def _prepare_to_ask(self, transaction: Transaction, connection: Connection | None, *, resolve: bool) -> None:
         """Keep what can be asked for if the answer to COMMIT is lost, of a transaction that has something to lose."""
@@ -401,8 +407,8 @@ class Ending(Guard):
         transaction.will_retry = will_retry
         hooks = transaction._hooks.drop_since(transaction._mark)
         if savepoint is not None:
-            self._forget_changes(transaction._since)
-            transaction._until = transaction._since
+            if transaction._span is not None:
+                transaction._span.forget()
         elif in_database:
             self._tell_of_rollback(transaction, error)
         try:
@@ -417,7 +423,7 @@ class Ending(Guard):
         if self._runtime.notify.wants(AfterRollback):
             self._tell_of(AfterRollback(transaction, error, transaction.changes))
         watched = self._watched
-        if watched is None or not transaction._record:
+        if watched is None or not transaction._span:
             return
         for recorder in self._runtime.recorders:
             try:
@@ -472,7 +478,8 @@ class Ending(Guard):
         self._stack.pop()
         transaction._released = True
         transaction._savepoint = None
-        transaction._until = None if transaction._record is None else transaction._record.mark()
+        if transaction._span is not None:
+            transaction._span.end()
         if transaction._deadline is not None:
             self.relax()
 
@@ -493,6 +500,8 @@ class Ending(Guard):
             self.restricted = False
             self._marks.clear()
         transaction._outcome = outcome
+        if transaction._span is not None and transaction.parent is None:
+            transaction._span.end()
         # Its errors have tracebacks, whose frames have it.
         transaction._savepoint = transaction._root = transaction._suspects = None
         transaction._doom = transaction._curable = transaction._attempts = None

@@ -19,7 +19,6 @@ from sqlalchemy import (
     Enum,
     Integer,
     Interval,
-    LargeBinary,
     Numeric,
     String,
     Table,
@@ -29,7 +28,7 @@ from sqlalchemy import (
     or_,
     select,
 )
-from sqlalchemy.orm import ColumnProperty, InstanceState, Mapper, RelationshipProperty, Session
+from sqlalchemy.orm import ColumnProperty, InstanceState, LoaderCallableStatus, Mapper, RelationshipProperty, Session
 from sqlalchemy.orm.exc import UnmappedColumnError
 
 from flask_uow._core.changes import NO_VALUE, UNLOADED, Layout, Row, tuple_getter
@@ -40,6 +39,8 @@ State = InstanceState[Any]
 
 Source = dict[Any, Any]
 """Values of an instance by the keys of its attributes. `NO_VALUE` is one that is there, and not known."""
+
+_NOTHING: Final[Source] = {}
 
 _PLAN: Final = "_flask_uow_plan"
 """Where a mapper keeps its own."""
@@ -56,6 +57,7 @@ class Plan:
     """
 
     __slots__ = (
+        "_asked",
         "_deferred",
         "_key",
         "_mapper",
@@ -85,7 +87,9 @@ class Plan:
                     if prop is not None:
                         properties[prop.key] = prop
                         self.columns.setdefault(prop.key, column)
-                tables.append((layout_of(table, mapper.primary_key), _reader(keys)))
+                known = [column for column, key in zip(table.columns, keys, strict=True) if key is not None]
+                layout = layout_of(table, known, [column for column in known if column in set(mapper.primary_key)])
+                tables.append((layout, _reader(keys)))
         self.tables: tuple[tuple[Layout, Callable[[Source], Row]], ...] = tuple(tables)
         """The tables in which an instance has a row, and how that is made of its values."""
 
@@ -93,7 +97,10 @@ class Plan:
         self._deferred = frozenset(key for key, prop in properties.items() if prop.deferred and not prop.active_history)
         """Attributes that are not loaded merely to be reported, as with ``active_history`` they would be."""
 
-        self.copied = tuple(key for key, column in self.columns.items() if not isinstance(column.type, _CONSTANTS))
+        self._asked = frozenset(key for key, prop in properties.items() if prop.deferred and prop.active_history)
+        """Those that are deferred, and loaded for it."""
+
+        self.copied = frozenset(key for key, column in self.columns.items() if not isinstance(column.type, _CONSTANTS))
         """Attributes whose values somebody may change in place."""
 
         self._volatile = tuple(
@@ -108,53 +115,61 @@ class Plan:
             Link(prop) for prop in mapper.relationships if isinstance(prop.secondary, Table) and not prop.viewonly
         )
 
-    def detached(self, source: Source) -> Source:
-        """Return a copy without what somebody may change in place."""
+    def detached(self, source: Source, untouched: Iterable[str]) -> Source:
+        """Return a copy without what somebody may change in place.
+
+        Args:
+            source: The values.
+            untouched: Attributes that were not written; what they have may have been changed in place, unseen.
+        """
         source = source.copy()
-        for key in self.copied:
-            value = source.get(key)
+        for key in untouched:
+            source.pop(key, None)
+        for key in self.copied & source.keys():
+            value = source[key]
             if type(value) not in _IMMUTABLE:
                 # What cannot be copied is no reason for a flush to fail.
                 with suppress(Exception):
                     source[key] = deepcopy(value)
         return source
 
-    def replaced(self, state: State, connection: Connection) -> Source:
-        """Return what an UPDATE of an instance may replace, as far as that is or can be known."""
+    def replaced(self, state: State, connection: Connection) -> tuple[Source, Source]:
+        """Return what an UPDATE of an instance replaces, and what may be written later, as far as that can be known."""
         olds: Source = state.committed_state.copy()
         for key in self._volatile:
             if key not in olds and (key in state.dict or key not in self._deferred):
                 olds[key] = state.dict.get(key, NO_VALUE)
         for value in olds.values():
-            if value is NO_VALUE:
-                self._learn(olds, state, connection, list(olds))
-                break
-        return olds
+            # What was not loaded; of a relationship it can be another of these.
+            if type(value) is LoaderCallableStatus:
+                return olds, self._learn(olds, state, connection)
+        return olds, _NOTHING
 
     def deleted(self, state: State, connection: Connection) -> Source:
         """Return what a DELETE of an instance removes, as far as that is or can be known."""
         source: Source = {**state.dict, **state.committed_state}
-        if state.expired_attributes or state.committed_state:
-            self._learn(source, state, connection, self.columns)
+        if state.expired_attributes or state.committed_state or self._asked:
+            for key in self._asked - source.keys():
+                source[key] = NO_VALUE
+            source.update(self._learn(source, state, connection))
         return source
 
-    def _learn(self, source: Source, state: State, connection: Connection, keys: Iterable[str]) -> None:
-        """Fetch the values that the database has still, and the session has not.
+    def _learn(self, source: Source, state: State, connection: Connection) -> Source:
+        """Put values into *source* that the database has still, and the session has not, and return others.
 
         Those that were expired are wanted, and of those that were changed in place the old ones. Others were never
         loaded, and nobody has asked for them.
         """
-        wanted = [
-            key
-            for key in keys
-            if key in self.columns
-            and key not in self._deferred
-            and source.get(key, NO_VALUE) is NO_VALUE
-            and (key in state.expired_attributes or (key in self.copied and key in state.dict))
-        ]
-        if wanted and state.key is not None:
-            identity = tuple(state.key[1])
-            source.update(self._select(connection, [identity], wanted).get(identity, {}))
+        unknown = {key for key, value in source.items() if value is NO_VALUE}
+        expired = (state.expired_attributes - self._deferred) & self.columns.keys()
+        in_place = self.copied & state.dict.keys() - self._deferred
+        wanted = sorted((expired - (source.keys() - unknown)) | (unknown & (in_place | self._asked)))
+        if not wanted or state.key is None:
+            return _NOTHING
+        identity = tuple(state.key[1])
+        found = self._select(connection, [identity], wanted).get(identity, _NOTHING)
+        source.update((key, found[key]) for key in unknown & found.keys())
+        return found
 
     def missing(self, state: State, olds: Source | None) -> tuple[str, ...]:
         """Return the attributes that a flush has written, and of which only the database knows what they are now.
@@ -200,7 +215,9 @@ class Link:
         table = prop.secondary
         assert isinstance(table, Table)
         self.key = prop.key
-        self.layout = layout_of(table)
+        pairs = (*prop.synchronize_pairs, *(prop.secondary_synchronize_pairs or ()))
+        known = [column for _, column in pairs]
+        self.layout = layout_of(table, known, known)
         self.follows_keys = not prop.passive_updates
         """Whether SQLAlchemy updates the rows when a primary key changes, and does not leave it to the database."""
 
@@ -247,29 +264,30 @@ def plan_of(mapper: Mapper[Any]) -> Plan:
     return plan
 
 
-_layouts: WeakKeyDictionary[Table, Layout] = WeakKeyDictionary()
+_layouts: WeakKeyDictionary[Table, dict[tuple[str, ...], Layout]] = WeakKeyDictionary()
 
 
-def layout_of(table: Table, primary_key: Sequence[ColumnElement[Any]] = ()) -> Layout:
-    """Return the layout of a table; made once.
+def layout_of(table: Table, known: Sequence[ColumnElement[Any]], otherwise: Sequence[ColumnElement[Any]]) -> Layout:
+    """Return the layout of a table; made once for each key.
 
     Args:
         table: The table.
-        primary_key: The mapper's, which counts where the table has none. Without any, all columns are the key.
+        known: The columns that are known of its rows.
+        otherwise: Those that tell its rows apart where the primary key is not known.
     """
-    layout = _layouts.get(table)
+    columns: set[ColumnElement[Any]] = set(table.primary_key)
+    if not columns or not columns.issubset(known):
+        columns = set(otherwise or known)
+    names = tuple(column.name for column in table.columns if column in columns)
+    layouts = _layouts.setdefault(table, {})
+    layout = layouts.get(names)
     if layout is None:
-        columns = list(table.columns)
-        key = (
-            list(table.primary_key)
-            or [column for column in columns if any(column is each for each in primary_key)]
-            or columns
-        )
-        layout = _layouts[table] = Layout(
+        places = [place for place, column in enumerate(table.columns) if column.name in names]
+        layout = layouts[names] = Layout(
             table.fullname,
-            [column.name for column in columns],
-            [columns.index(column) for column in key],
-            [column.type.compare_values for column in columns],
+            [column.name for column in table.columns],
+            places,
+            [column.type.compare_values for column in table.columns],
         )
     return layout
 
@@ -302,7 +320,7 @@ def _is_one_of(primary_key: Sequence[ColumnElement[Any]], identities: Sequence[t
     )
 
 
-_CONSTANTS: Final = (Boolean, Date, DateTime, Enum, Integer, Interval, LargeBinary, Numeric, String, Time, Uuid)
+_CONSTANTS: Final = (Boolean, Date, DateTime, Enum, Integer, Interval, Numeric, String, Time, Uuid)
 """Types whose values nobody can change in place."""
 
 _IMMUTABLE: Final = frozenset((type(None), bool, bytes, float, int, str))

@@ -357,6 +357,7 @@ class Scope(Stack):
         """Remember what the outermost transaction's fate hangs on; one that is planned comes into being here."""
         if self.current() is not None:
             self._stack[0]._root = root
+            self._stack[0]._has_begun = True
 
     def committed(self) -> None:
         """Remember that there is no way back."""

@@ -33,6 +33,7 @@ from flask_uow._core.connection import (
     take,
 )
 from flask_uow._core.faults import was_answered
+from flask_uow._core.statements import described
 from flask_uow._core.tracking import Record, track, untrack
 from flask_uow.errors import ConfigurationError, PartialCommitError, UnexpectedRollbackError
 
@@ -253,6 +254,11 @@ class WatchedSession:
     def _execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the method that all statements go through."""
         session = self.session
+        operation = described(statement)
+        if operation is not None and (self.record is not None or self._overseer.wants_changes()):
+            # Of an INSERT SQLAlchemy does not keep it by itself.
+            options = kwargs.get("execution_options") or {}
+            kwargs["execution_options"] = {**options, "preserve_rowcount": True}
         try:
             result = type(session)._execute_internal(session, statement, *args, **kwargs)
         except BaseException:
@@ -260,8 +266,8 @@ class WatchedSession:
             del self
             raise
         # One that a listener of the user's executes is inside the one that it was told of.
-        if self.record is not None and kwargs.get("_parent_execute_state") is None:
-            self.record.executed(statement, result)
+        if operation is not None and self.record is not None and kwargs.get("_parent_execute_state") is None:
+            self.record.executed(operation, statement, result)
         return result
 
     def _prepare(self) -> None:
@@ -282,6 +288,9 @@ class WatchedSession:
             return find(root, bind, options)
 
         overseer = self._overseer
+        if self.record is None and not root._connections and overseer.wants_changes():
+            # Somebody has begun to listen since the session began, and nothing was sent yet.
+            self.track(root)
         if overseer.restricted:
             overseer.before_statement()
         if isinstance(bind, Connection) and bind.in_transaction():

@@ -17,6 +17,7 @@ from flask_uow._core.policy import Decision
 from flask_uow._core.retry import NOTHING_BEFORE, Attempts, Baseline
 from flask_uow._core.runtime import Plan, Runtime
 from flask_uow._core.session import WatchedSession, listen_to_flushes
+from flask_uow._core.tracking import Span
 from flask_uow._core.transaction import State, Transaction
 from flask_uow.errors import IncompatibleTransactionError, TransactionRequiredError
 
@@ -78,7 +79,9 @@ class Stack(Ending):
         """Put an outermost transaction on the stack; the session may have begun already."""
         if self._watched is not None:
             transaction._root = self._watched.session.get_transaction()
-            transaction._record = None if transaction._root is None else self._watched.record
+            if transaction._root is not None and self._watched.record is not None:
+                transaction._span = Span(self._watched.record)
+            transaction._has_begun = bool(self._watched.connections())
         return self._add(transaction)
 
     def _made_fit(self, transaction: Transaction) -> Transaction:

@@ -5,44 +5,52 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from sqlalchemy import CursorResult, Delete, Insert, TextClause, Update
+from sqlalchemy import CursorResult, Delete, Insert, LambdaElement, TextClause, TextualSelect, Update
+from sqlalchemy.orm import FromStatement
 
 from flask_uow._core.changes import BulkChange, Operation
 
-__all__ = ["bulk_change"]
+__all__ = ["Described", "bulk_change", "described"]
 
 
-def bulk_change(statement: object, result: object) -> BulkChange | None:
-    """Return what *statement* has changed, or None if it is no INSERT, UPDATE or DELETE, or has touched no row.
+Described = tuple[Operation, str | None]
+"""What a statement does, and to which table."""
+
+
+def described(statement: object) -> Described | None:
+    """Return what *statement* does, or None if it is no INSERT, UPDATE or DELETE."""
+    if isinstance(statement, LambdaElement):
+        statement = statement._resolved
+    # What is selected from a statement that returns rows.
+    if isinstance(statement, (FromStatement, TextualSelect)):
+        return described(statement.element)
+    for kind, operation in _KINDS:
+        if isinstance(statement, kind):
+            table: Any = statement.table
+            return operation, getattr(table, "fullname", None) or getattr(table, "name", None)
+    if isinstance(statement, TextClause):
+        found = _TEXT.match(_LITERAL.sub("''", statement.text))
+        if found is not None:
+            name = found["table"]
+            return _WORDS[found["word"].upper()], name and re.sub(r'["`\[\]]', "", name)
+    return None
+
+
+def bulk_change(what: Described, statement: object, result: object) -> BulkChange | None:
+    """Return what a statement has changed, or None if it has touched no row.
 
     Args:
+        what: What it does.
         statement: What the session was given.
         result: What it has returned.
     """
-    described = _described(statement)
-    if described is None:
-        return None
     # The result of an ORM statement with RETURNING has the cursor's inside.
     cursor = result if isinstance(result, CursorResult) else getattr(result, "raw", None)
     rowcount = _rowcount(cursor)
     if rowcount == 0:
         return None
     sent = getattr(getattr(cursor, "context", None), "statement", None)
-    operation, table = described
-    return BulkChange(operation, table, rowcount, str(statement) if sent is None else str(sent))
-
-
-def _described(statement: object) -> tuple[Operation, str | None] | None:
-    for kind, operation in _KINDS:
-        if isinstance(statement, kind):
-            table: Any = statement.table
-            return operation, getattr(table, "fullname", None) or getattr(table, "name", None)
-    if isinstance(statement, TextClause):
-        found = _TEXT.match(statement.text)
-        if found is not None:
-            name = found["table"]
-            return _WORDS[found["word"].upper()], name and re.sub(r'["`\[\]]', "", name)
-    return None
+    return BulkChange(*what, rowcount, str(statement) if sent is None else str(sent))
 
 
 def _rowcount(cursor: Any) -> int:
@@ -66,6 +74,8 @@ _WORDS: Final[dict[str, Operation]] = {
     "DELETE": "delete",
     "TRUNCATE": "delete",
 }
+
+_LITERAL: Final = re.compile(r"'(?:[^']|'')*'")
 
 _SKIPPED: Final = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)"
 """What can stand before and between the words of a statement."""

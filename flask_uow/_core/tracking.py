@@ -13,9 +13,9 @@ from sqlalchemy.orm import Mapper, Session, UOWTransaction
 from flask_uow._core.changes import NO_VALUE, ChangeSet, Entry, Layout, Row
 from flask_uow._core.ledger import Ledger
 from flask_uow._core.mapping import Link, Plan, Source, State, plan_of
-from flask_uow._core.statements import bulk_change
+from flask_uow._core.statements import Described, bulk_change
 
-__all__ = ["Record", "track", "untrack"]
+__all__ = ["Record", "Span", "track", "untrack"]
 
 
 class _Kind(Enum):
@@ -31,8 +31,8 @@ class _Kind(Enum):
 
 _INSERT, _REPLACE, _UPDATE, _DELETE = _Kind
 
-_Write = tuple[_Kind, Plan, Source]
-"""What a flush does to one object, how its rows are read, and the values that are replaced or removed."""
+_Write = tuple[_Kind, Plan, Source, Source]
+"""What a flush does to one object, how its rows are read, the values that are replaced or removed, and others."""
 
 _NOTHING: Final[Source] = {}
 
@@ -47,7 +47,7 @@ class Record:
         is_complete: Whether the transaction has written nothing yet.
     """
 
-    __slots__ = ("_about_to_write", "_ledger", "_made", "_may_replace", "_replaced", "_writes", "is_complete")
+    __slots__ = ("_about_to_write", "_flush", "_ledger", "_made", "_may_replace", "_replaced", "_writes", "is_complete")
 
     def __init__(self, about_to_write: Callable[[], None], *, is_complete: bool) -> None:
         self.is_complete = is_complete
@@ -55,6 +55,9 @@ class Record:
         self._ledger: Ledger[Entry] = Ledger()
         self._made: dict[tuple[int, int], ChangeSet] = {}
         """The net changes between two marks, until more is written down."""
+
+        self._flush: UOWTransaction | None = None
+        """The flush that is running, or has failed."""
 
         self._writes: dict[State, _Write] = {}
         """What the flush that is running does, in order."""
@@ -76,13 +79,14 @@ class Record:
         """Forget what was done in a savepoint that is rolled back, perhaps because a flush has failed in it."""
         self._ledger.forget_since(mark)
         self._made.clear()
-        self._begin_flush()
+        self.begin_flush(None)
 
-    def _begin_flush(self) -> None:
-        self._writes, self._replaced, self._may_replace = {}, [], None
+    def begin_flush(self, flush: UOWTransaction | None) -> None:
+        """Learn that a flush begins, or that one that has failed is over."""
+        self._flush, self._writes, self._replaced, self._may_replace = flush, {}, [], None
 
-    def changes(self, since: int = 0, until: int | None = None) -> ChangeSet:
-        """Return the net change between two marks."""
+    def changes(self, since: int, until: int | None) -> ChangeSet:
+        """Return the net change between two marks; None is the end."""
         place = since, len(self._ledger) if until is None else until
         changes = self._made.get(place)
         if changes is None:
@@ -94,83 +98,123 @@ class Record:
 
     def inserts(self, mapper: Mapper[Any], connection: Connection, state: State) -> None:
         """Learn that an object will be inserted."""
+        flush = self._flush
         if self._may_replace is None:
-            session = state.session
-            self._may_replace = session is not None and bool(session.deleted)
-        existing = _replaced_by(mapper, state) if self._may_replace else None
+            # All that it will delete is known before the first INSERT, orphans included.
+            self._may_replace = flush is not None and any(is_deletion for is_deletion, _ in flush.states.values())
+        existing = _replaced_by(mapper, state, flush) if self._may_replace and flush is not None else None
         if existing is None:
-            self._writes[state] = _INSERT, plan_of(mapper), _NOTHING
+            self._writes[state] = _INSERT, plan_of(mapper), _NOTHING, _NOTHING
         else:
             plan = plan_of(mapper)
             olds = plan_of(existing.mapper).deleted(existing, connection)
-            self._writes[state] = _REPLACE, plan, {**dict.fromkeys(plan.columns, NO_VALUE), **olds}
+            self._writes[state] = _REPLACE, plan, {**dict.fromkeys(plan.columns, NO_VALUE), **olds}, _NOTHING
             self._replaced.append(existing)
 
     def updates(self, mapper: Mapper[Any], connection: Connection, state: State) -> None:
         """Learn that an object will be updated, if anything of it has changed."""
         plan = plan_of(mapper)
-        self._writes[state] = _UPDATE, plan, plan.replaced(state, connection)
+        self._writes[state] = _UPDATE, plan, *plan.replaced(state, connection)
 
     def deletes(self, mapper: Mapper[Any], connection: Connection, state: State) -> None:
         """Learn that an object will be deleted."""
         plan = plan_of(mapper)
-        self._writes[state] = _DELETE, plan, plan.deleted(state, connection)
+        self._writes[state] = _DELETE, plan, plan.deleted(state, connection), _NOTHING
 
     # What the session tells, when it has written
 
     def flushed(self, session: Session, flush: UOWTransaction) -> None:
         """Write down what a flush has done."""
         writes, replaced = self._writes, self._replaced
-        self._begin_flush()
+        self.begin_flush(None)
         self._made.clear()
         self._about_to_write()
         fetched = _fetch(session, writes)
         entries: list[Entry] = []
-        for state, (kind, plan, olds) in writes.items():
+        for state, (kind, plan, olds, known) in writes.items():
             now = fetched.get(state, state.dict)
             before: Source | None
             after: Source | None
             if kind is _UPDATE:
                 # What was written since we looked is in the committed state alone.
-                before, after = {**now, **state.committed_state, **olds}, now
+                before, after = {**now, **state.committed_state, **known, **olds}, now
             elif kind is _INSERT:
                 before, after = None, {**plan.fresh, **now}
             else:
                 before, after = olds, None if kind is _DELETE else {**olds, **now}
             if plan.copied:
-                before = None if before is None else plan.detached(before)
-                after = None if after is None else plan.detached(after)
+                untouched = plan.copied - olds.keys() - state.committed_state.keys() if kind is _UPDATE else ()
+                before = None if before is None else plan.detached(before, untouched)
+                after = None if after is None else plan.detached(after, untouched)
             for layout, read in plan.tables:
                 was = None if before is None else read(before)
                 entries.append((layout, plan.entity, was, None if after is None else read(after)))
         entries.extend((layout, None, was, has) for layout, was, has in _linked(session, flush, writes, replaced))
         self._ledger.extend(entries)
 
-    def executed(self, statement: object, result: object) -> None:
+    def executed(self, operation: Described, statement: object, result: object) -> None:
         """Write down what a statement has done."""
-        change = bulk_change(statement, result)
+        change = bulk_change(operation, statement, result)
         if change is not None:
             self._made.clear()
             self._about_to_write()
             self._ledger.add(change)
 
 
-def _replaced_by(mapper: Mapper[Any], state: State) -> State | None:
+class Span:
+    """The part of a record that one transaction has written, a savepoint or the outermost.
+
+    Args:
+        record: The record.
+        since: Where it begins.
+    """
+
+    __slots__ = ("_record", "_since", "_until")
+
+    def __init__(self, record: Record, since: int = 0) -> None:
+        self._record = record
+        self._since = since
+        self._until: int | None = None
+
+    def __bool__(self) -> bool:
+        """Whether there is anything in it."""
+        return len(self._record) > self._since
+
+    def nested(self) -> Span:
+        """Return what a savepoint writes that begins now."""
+        return Span(self._record, self._record.mark())
+
+    def changes(self) -> ChangeSet:
+        """Return the net change."""
+        return self._record.changes(self._since, self._until)
+
+    def end(self) -> None:
+        """Let nothing more be in it."""
+        self._until = self._record.mark()
+        # Of a flush that has failed.
+        self._record.begin_flush(None)
+
+    def forget(self) -> None:
+        """Let nothing be in it: it is rolled back."""
+        self._record.forget_since(self._since)
+        self._until = self._since
+
+
+def _replaced_by(mapper: Mapper[Any], state: State, flush: UOWTransaction) -> State | None:
     """Return the object that is deleted in the same flush, and whose row SQLAlchemy lets the new one have."""
-    session = state.session
-    assert session is not None
+    session: Session = flush.session
     existing = session.identity_map.get(mapper.identity_key_from_instance(state.obj()))
-    if existing is None or existing not in session.deleted:
+    if existing is None:
         return None
     replaced: State = inspect(existing)
-    return replaced
+    return replaced if flush.is_deleted(replaced) else None  # type: ignore[no-untyped-call]
 
 
 def _fetch(session: Session, writes: dict[State, _Write]) -> dict[State, Source]:
     """Return the values of the objects that the database has given values, and the session has not fetched them."""
     sources: dict[State, Source] = {}
     missing: dict[tuple[Plan, tuple[str, ...]], list[Source]] = {}
-    for state, (kind, plan, olds) in writes.items():
+    for state, (kind, plan, olds, _) in writes.items():
         if state.expired_attributes and kind is not _DELETE:
             keys = plan.missing(state, None if kind is _INSERT else olds)
             if keys:
@@ -189,7 +233,7 @@ def _linked(
     A relationship and its reverse tell of the same rows.
     """
     told: set[tuple[Layout, Row | None, Row | None]] = set()
-    deletions = {state: kind is _DELETE for state, (kind, plan, _) in writes.items() if plan.links}
+    deletions = {state: kind is _DELETE for state, (kind, plan, _, _) in writes.items() if plan.links}
     deletions.update((state, True) for state in replaced)
     for state, is_deletion in deletions.items():
         for link in plan_of(state.mapper).links:
@@ -253,7 +297,14 @@ def _listen() -> None:
         ("before_delete", _before_delete),
     ):
         event.listen(Mapper, name, listener, raw=True, insert=True)
+    event.listen(Session, "before_flush", _before_flush, insert=True)
     event.listen(Session, "after_flush", _after_flush, insert=True)
+
+
+def _before_flush(session: Session, flush: UOWTransaction, _objects: object) -> None:
+    record = _records.get(session.hash_key)
+    if record is not None:
+        record.begin_flush(flush)
 
 
 def _before_insert(mapper: Mapper[Any], connection: Connection, state: State) -> None:

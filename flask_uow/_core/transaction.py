@@ -20,7 +20,7 @@ from flask_uow._core.fate import Ticket
 from flask_uow._core.hooks import Hooks
 from flask_uow._core.options import Options
 from flask_uow._core.retry import Attempts
-from flask_uow._core.tracking import Record
+from flask_uow._core.tracking import Span
 from flask_uow.errors import ConfigurationError
 
 __all__ = ["Doom", "Joined", "Outcome", "State", "Transaction", "deadline_of", "outside_any_block"]
@@ -91,6 +91,7 @@ class Transaction:
         "_curable",
         "_deadline",
         "_doom",
+        "_has_begun",
         "_hooks",
         "_id",
         "_info",
@@ -99,20 +100,18 @@ class Transaction:
         "_mark",
         "_options",
         "_outcome",
-        "_record",
         "_released",
         "_rollback_only",
         "_root",
         "_savepoint",
         "_sent_at",
         "_session",
-        "_since",
+        "_span",
         "_started",
         "_stored",
         "_successor",
         "_suspects",
         "_ticket",
-        "_until",
         "attempt",
         "isolation_level",
         "parent",
@@ -155,9 +154,8 @@ class Transaction:
         self._suspects: dict[Connection, DBAPIError] | None = None
         """Errors that were left to the database, which may have given the transaction up."""
 
-        self._rollback_only = False
+        self._rollback_only = self._released = False
         self._outcome: Outcome | None = None
-        self._released = False
         self._savepoint: SessionTransaction | None = None
         self._root: SessionTransaction | None = None
         """The session's own transaction, since it began, so that an end that passed us by is noticed."""
@@ -165,15 +163,14 @@ class Transaction:
         self._attempts: Attempts | None = None
         """Those of which it is one, where there can be another."""
 
+        self._has_begun = False
+        """Whether anything may have been sent in it."""
+
         self._is_prelude = False
         """Whether it has begun before the view that can be run again, and what it writes there would be lost."""
 
-        self._record: Record | None = None if parent is None else parent._record
-        """What its session has changed, if anybody wants to know."""
-
-        self._since = 0 if self._record is None else self._record.mark()
-        self._until: int | None = None
-        """Where in the record its changes begin, and where they end, of a savepoint that is over."""
+        self._span: Span | None = None if parent is None or parent._span is None else parent._span.nested()
+        """What it has changed, if anybody wants to know."""
 
         self._ticket: Ticket | None = None
         """By which its database can be asked what became of its COMMIT."""
@@ -249,12 +246,12 @@ class Transaction:
         It is followed if somebody listens to `before_commit`, `after_commit` or `after_rollback` when the transaction
         begins, or if there is an audit trail. Otherwise it is empty, and its ``is_complete`` is false.
         """
-        if self._record is not None:
-            return self._record.changes(self._since, self._until)
+        if self._span is not None:
+            return self._span.changes()
         outermost = self
         while outermost.parent is not None:
             outermost = outermost.parent
-        return ChangeSet(is_complete=outermost._started is None)
+        return ChangeSet(is_complete=not outermost._has_begun)
 
     def set_rollback_only(self) -> None:
         """Let this transaction roll back when it ends.
