@@ -131,16 +131,9 @@ class Layout:
             name = self.names[place]
             if was is NO_VALUE:
                 new[name] = now
-            elif not _same(self._equal[place], was, now):
+            elif not self._equal[place](was, now):
                 old[name], new[name] = was, now
         return (immutabledict(old), immutabledict(new)) if new else None
-
-
-def _same(equal: Callable[[Any, Any], Any], one: Any, other: Any) -> bool:
-    try:
-        return bool(equal(one, other))
-    except Exception:  # noqa: BLE001 - such as those of arrays, which do not compare to a bool
-        return False
 
 
 def tuple_getter(places: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:

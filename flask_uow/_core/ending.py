@@ -296,31 +296,29 @@ class Ending(Guard):
 
     def about_to_commit(self) -> None:
         """Look once more at what is about to be committed: listeners may have swallowed an error of the last flush."""
-        transaction = self._committing
-        if self._watched is None:
-            return
-        if transaction is None:
-            # It commits past us, and is written down all the same.
-            if self._runtime.recorders:
-                self._record_changes(self._stack[0] if self._stack else self._unknown(self._watched), self._watched)
+        transaction, watched = self._committing, self._watched
+        if transaction is None or watched is None:
+            self._record_past_us()
             return
         self.check_time(transaction._deadline)
-        self._ask_the_database(transaction, self._watched)
+        self._ask_the_database(transaction, watched)
         self._check_fitness(transaction)
-        self._record_changes(transaction, self._watched)
+        self._record_changes(transaction, watched)
         if transaction._attempts is not None:
             refuse_lost_changes(transaction._attempts.expelled)
         options = transaction._options
         resolve = self._runtime.resolve_commit if options.resolve_commit is None else options.resolve_commit
         if resolve or options.verify is not None:
-            self._prepare_to_ask(transaction, self._watched.single_connection(), resolve=resolve)
+            self._prepare_to_ask(transaction, watched.single_connection(), resolve=resolve)
         transaction._sent_at = time()
 
-    def _unknown(self, watched: WatchedSession) -> Transaction:
-        """Return what stands for a transaction that was begun and is committed past us."""
-        transaction = outside_any_block()
-        transaction._span = None if watched.record is None else Span(watched.record)
-        return transaction
+    def _record_past_us(self) -> None:
+        """Let the recorders write down what somebody commits past the session's own methods."""
+        watched = self._watched
+        if watched is not None and watched.record is not None and self._runtime.recorders:
+            transaction = self._stack[0] if self._stack else outside_any_block()
+            transaction._span = transaction._span or Span(watched.record)
+            self._record_changes(transaction, watched)
 
     def _prepare_to_ask(self, transaction: Transaction, connection: Connection | None, *, resolve: bool) -> None:
         """Keep what can be asked for if the answer to COMMIT is lost, of a transaction that has something to lose."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
@@ -78,18 +78,18 @@ class Plan:
 
         properties: dict[str, ColumnProperty[Any]] = {}
         tables = []
-        for table in mapper.tables:
-            if isinstance(table, Table):
-                keys = []
-                for column in table.columns:
-                    prop = _property_of(mapper, column)
-                    keys.append(None if prop is None else prop.key)
-                    if prop is not None:
-                        properties[prop.key] = prop
-                        self.columns.setdefault(prop.key, column)
-                known = [column for column, key in zip(table.columns, keys, strict=True) if key is not None]
-                layout = layout_of(table, known, [column for column in known if column in set(mapper.primary_key)])
-                tables.append((layout, _reader(keys)))
+        # Others than tables are not written to.
+        for table in cast("Sequence[Table]", mapper.tables):
+            keys = []
+            for column in table.columns:
+                prop = _property_of(mapper, column)
+                keys.append(None if prop is None else prop.key)
+                if prop is not None:
+                    properties[prop.key] = prop
+                    self.columns.setdefault(prop.key, column)
+            known = [column for column, key in zip(table.columns, keys, strict=True) if key is not None]
+            layout = layout_of(table, known, [column for column in known if column in set(mapper.primary_key)])
+            tables.append((layout, _reader(keys)))
         self.tables: tuple[tuple[Layout, Callable[[Source], Row]], ...] = tuple(tables)
         """The tables in which an instance has a row, and how that is made of its values."""
 
@@ -137,7 +137,7 @@ class Plan:
         """Return what an UPDATE of an instance replaces, and what may be written later, as far as that can be known."""
         olds: Source = state.committed_state.copy()
         for key in self._volatile:
-            if key not in olds and (key in state.dict or key not in self._deferred):
+            if key not in olds:
                 olds[key] = state.dict.get(key, NO_VALUE)
         for value in olds.values():
             # What was not loaded; of a relationship it can be another of these.
@@ -178,8 +178,11 @@ class Plan:
             state: The instance's.
             olds: What the flush has replaced; None for an insert.
         """
-        written = self.columns.keys() - self._deferred if olds is None else self.columns.keys() & olds.keys()
-        return tuple(sorted(written & state.expired_attributes))
+        written = state.expired_attributes & self.columns.keys()
+        if olds is None:
+            return tuple(sorted(written - self._deferred))
+        unasked = {key for key in self._deferred.intersection(self._volatile) if olds.get(key) is NO_VALUE}
+        return tuple(sorted((written & olds.keys()) - unasked))
 
     def identity(self, source: Source) -> tuple[Any, ...]:
         """Return the primary key of an instance."""
