@@ -28,7 +28,7 @@ from sqlalchemy import (
     or_,
     select,
 )
-from sqlalchemy.orm import ColumnProperty, InstanceState, LoaderCallableStatus, Mapper, RelationshipProperty, Session
+from sqlalchemy.orm import ColumnProperty, InstanceState, Mapper, RelationshipProperty, Session
 from sqlalchemy.orm.exc import UnmappedColumnError
 
 from flask_uow._core.changes import NO_VALUE, UNLOADED, Layout, Row, tuple_getter
@@ -61,13 +61,13 @@ class Plan:
         "_deferred",
         "_key",
         "_mapper",
-        "_volatile",
         "columns",
         "copied",
         "entity",
         "fresh",
         "links",
         "tables",
+        "volatile",
     )
 
     def __init__(self, mapper: Mapper[Any]) -> None:
@@ -103,7 +103,7 @@ class Plan:
         self.copied = frozenset(key for key, column in self.columns.items() if not isinstance(column.type, _CONSTANTS))
         """Attributes whose values somebody may change in place."""
 
-        self._volatile = tuple(
+        self.volatile = tuple(
             key for key, column in self.columns.items() if _changes_by_itself(column) or column is mapper.version_id_col
         )
         """Attributes that an UPDATE of others changes as well."""
@@ -133,28 +133,22 @@ class Plan:
                     source[key] = deepcopy(value)
         return source
 
-    def replaced(self, state: State, connection: Connection) -> tuple[Source, Source]:
-        """Return what an UPDATE of an instance replaces, and what may be written later, as far as that can be known."""
-        olds: Source = state.committed_state.copy()
-        for key in self._volatile:
+    def add_volatile(self, olds: Source, state: State) -> None:
+        """Add what an UPDATE changes that was not written by anybody."""
+        for key in self.volatile:
             if key not in olds:
                 olds[key] = state.dict.get(key, NO_VALUE)
-        for value in olds.values():
-            # What was not loaded; of a relationship it can be another of these.
-            if type(value) is LoaderCallableStatus:
-                return olds, self._learn(olds, state, connection)
-        return olds, _NOTHING
 
     def deleted(self, state: State, connection: Connection) -> Source:
         """Return what a DELETE of an instance removes, as far as that is or can be known."""
-        source: Source = {**state.dict, **state.committed_state}
+        source: Source = state.dict | state.committed_state
         if state.expired_attributes or state.committed_state or self._asked:
             for key in self._asked - source.keys():
                 source[key] = NO_VALUE
-            source.update(self._learn(source, state, connection))
+            source.update(self.learn(source, state, connection))
         return source
 
-    def _learn(self, source: Source, state: State, connection: Connection) -> Source:
+    def learn(self, source: Source, state: State, connection: Connection) -> Source:
         """Put values into *source* that the database has still, and the session has not, and return others.
 
         Those that were expired are wanted, and of those that were changed in place the old ones. Others were never
@@ -181,7 +175,7 @@ class Plan:
         written = state.expired_attributes & self.columns.keys()
         if olds is None:
             return tuple(sorted(written - self._deferred))
-        unasked = {key for key in self._deferred.intersection(self._volatile) if olds.get(key) is NO_VALUE}
+        unasked = {key for key in self._deferred.intersection(self.volatile) if olds.get(key) is NO_VALUE}
         return tuple(sorted((written & olds.keys()) - unasked))
 
     def identity(self, source: Source) -> tuple[Any, ...]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from functools import cache
 from typing import Any, Final
 
 from sqlalchemy import Connection, event, inspect
-from sqlalchemy.orm import Mapper, Session, UOWTransaction
+from sqlalchemy.orm import LoaderCallableStatus, Mapper, Session, UOWTransaction
 
 from flask_uow._core.changes import NO_VALUE, ChangeSet, Entry, Layout, Row
 from flask_uow._core.ledger import Ledger
@@ -31,8 +31,8 @@ class _Kind(Enum):
 
 _INSERT, _REPLACE, _UPDATE, _DELETE = _Kind
 
-_Write = tuple[_Kind, Plan, Source, Source]
-"""What a flush does to one object, how its rows are read, the values that are replaced or removed, and others."""
+_Write = tuple[State, _Kind, Plan, Source, Source]
+"""An object, what a flush does to it, how its rows are read, the values that are replaced or removed, and others."""
 
 _NOTHING: Final[Source] = {}
 
@@ -59,7 +59,7 @@ class Record:
         self._flush: UOWTransaction | None = None
         """The flush that is running, or has failed."""
 
-        self._writes: dict[State, _Write] = {}
+        self._writes: list[_Write] = []
         """What the flush that is running does, in order."""
 
         self._may_replace: bool | None = None
@@ -83,7 +83,7 @@ class Record:
 
     def begin_flush(self, flush: UOWTransaction | None) -> None:
         """Learn that a flush begins, or that one that has failed is over."""
-        self._flush, self._writes, self._replaced, self._may_replace = flush, {}, [], None
+        self._flush, self._writes, self._replaced, self._may_replace = flush, [], [], None
 
     def changes(self, since: int, until: int | None) -> ChangeSet:
         """Return the net change between two marks; None is the end."""
@@ -94,32 +94,51 @@ class Record:
             changes = self._made[place] = ChangeSet.of(entries, is_complete=self.is_complete)
         return changes
 
-    # What the mappers tell, of each object before it is written
+    # What the mappers tell, of each object before it is written: as little is done as can be, for there may be many
 
     def inserts(self, mapper: Mapper[Any], connection: Connection, state: State) -> None:
         """Learn that an object will be inserted."""
-        flush = self._flush
         if self._may_replace is None:
             # All that it will delete is known before the first INSERT, orphans included.
+            flush = self._flush
             self._may_replace = flush is not None and any(is_deletion for is_deletion, _ in flush.states.values())
-        existing = _replaced_by(mapper, state, flush) if self._may_replace and flush is not None else None
-        if existing is None:
-            self._writes[state] = _INSERT, plan_of(mapper), _NOTHING, _NOTHING
+        plan = plan_of(mapper)
+        replaced = self._replaced_by(mapper, state) if self._may_replace else None
+        if replaced is None:
+            self._writes.append((state, _INSERT, plan, _NOTHING, _NOTHING))
         else:
-            plan = plan_of(mapper)
-            olds = plan_of(existing.mapper).deleted(existing, connection)
-            self._writes[state] = _REPLACE, plan, {**dict.fromkeys(plan.columns, NO_VALUE), **olds}, _NOTHING
-            self._replaced.append(existing)
+            olds = dict.fromkeys(plan.columns, NO_VALUE) | plan_of(replaced.mapper).deleted(replaced, connection)
+            self._writes.append((state, _REPLACE, plan, olds, _NOTHING))
+            self._replaced.append(replaced)
+
+    def _replaced_by(self, mapper: Mapper[Any], state: State) -> State | None:
+        """Return the object that is deleted in the same flush, and whose row SQLAlchemy lets the new one have."""
+        flush = self._flush
+        assert flush is not None
+        existing = flush.session.identity_map.get(mapper.identity_key_from_instance(state.obj()))
+        if existing is None:
+            return None
+        replaced: State = inspect(existing)
+        return replaced if flush.is_deleted(replaced) else None  # type: ignore[no-untyped-call]
 
     def updates(self, mapper: Mapper[Any], connection: Connection, state: State) -> None:
         """Learn that an object will be updated, if anything of it has changed."""
         plan = plan_of(mapper)
-        self._writes[state] = _UPDATE, plan, *plan.replaced(state, connection)
+        olds: Source = state.committed_state.copy()
+        known = _NOTHING
+        if plan.volatile:
+            plan.add_volatile(olds, state)
+        for value in olds.values():
+            # What was not loaded; of a relationship it can be another of these.
+            if type(value) is LoaderCallableStatus:
+                known = plan.learn(olds, state, connection)
+                break
+        self._writes.append((state, _UPDATE, plan, olds, known))
 
     def deletes(self, mapper: Mapper[Any], connection: Connection, state: State) -> None:
         """Learn that an object will be deleted."""
         plan = plan_of(mapper)
-        self._writes[state] = _DELETE, plan, plan.deleted(state, connection), _NOTHING
+        self._writes.append((state, _DELETE, plan, plan.deleted(state, connection), _NOTHING))
 
     # What the session tells, when it has written
 
@@ -131,24 +150,30 @@ class Record:
         self._about_to_write()
         fetched = _fetch(session, writes)
         entries: list[Entry] = []
-        for state, (kind, plan, olds, known) in writes.items():
-            now = fetched.get(state, state.dict)
-            before: Source | None
-            after: Source | None
-            if kind is _UPDATE:
-                # What was written since we looked is in the committed state alone.
-                before, after = {**now, **state.committed_state, **known, **olds}, now
-            elif kind is _INSERT:
-                before, after = None, {**plan.fresh, **now}
+        append = entries.append
+        for state, kind, plan, olds, known in writes:
+            if kind is _DELETE:
+                before: Source | None = olds
+                after: Source | None = None
             else:
-                before, after = olds, None if kind is _DELETE else {**olds, **now}
+                now: Source = fetched.get(state, state.dict)
+                before, after = None, now
+                if kind is _INSERT:
+                    after = plan.fresh | now
+                elif kind is _UPDATE:
+                    # What was written since we looked is in the committed state alone.
+                    before = now | state.committed_state
+                    before.update(known)
+                    before.update(olds)
+                else:
+                    before, after = olds, olds | now
             if plan.copied:
                 untouched = plan.copied - olds.keys() - state.committed_state.keys() if kind is _UPDATE else ()
                 before = None if before is None else plan.detached(before, untouched)
                 after = None if after is None else plan.detached(after, untouched)
             for layout, read in plan.tables:
                 was = None if before is None else read(before)
-                entries.append((layout, plan.entity, was, None if after is None else read(after)))
+                append((layout, plan.entity, was, None if after is None else read(after)))
         entries.extend((layout, None, was, has) for layout, was, has in _linked(session, flush, writes, replaced))
         self._ledger.extend(entries)
 
@@ -200,25 +225,15 @@ class Span:
         self._until = self._since
 
 
-def _replaced_by(mapper: Mapper[Any], state: State, flush: UOWTransaction) -> State | None:
-    """Return the object that is deleted in the same flush, and whose row SQLAlchemy lets the new one have."""
-    session: Session = flush.session
-    existing = session.identity_map.get(mapper.identity_key_from_instance(state.obj()))
-    if existing is None:
-        return None
-    replaced: State = inspect(existing)
-    return replaced if flush.is_deleted(replaced) else None  # type: ignore[no-untyped-call]
-
-
-def _fetch(session: Session, writes: dict[State, _Write]) -> dict[State, Source]:
+def _fetch(session: Session, writes: Iterable[_Write]) -> dict[State, Source]:
     """Return the values of the objects that the database has given values, and the session has not fetched them."""
     sources: dict[State, Source] = {}
     missing: dict[tuple[Plan, tuple[str, ...]], list[Source]] = {}
-    for state, (kind, plan, olds, _) in writes.items():
+    for state, kind, plan, olds, _ in writes:
         if state.expired_attributes and kind is not _DELETE:
             keys = plan.missing(state, None if kind is _INSERT else olds)
             if keys:
-                sources[state] = {**olds, **state.dict}
+                sources[state] = olds | state.dict
                 missing.setdefault((plan, keys), []).append(sources[state])
     for (plan, keys), incomplete in missing.items():
         plan.fetch(session, incomplete, keys)
@@ -226,14 +241,14 @@ def _fetch(session: Session, writes: dict[State, _Write]) -> dict[State, Source]
 
 
 def _linked(
-    session: Session, flush: UOWTransaction, writes: dict[State, _Write], replaced: list[State]
+    session: Session, flush: UOWTransaction, writes: Iterable[_Write], replaced: Iterable[State]
 ) -> Iterator[tuple[Layout, Row | None, Row | None]]:
     """Yield what a flush has done to the rows of association tables, before and after.
 
     A relationship and its reverse tell of the same rows.
     """
     told: set[tuple[Layout, Row | None, Row | None]] = set()
-    deletions = {state: kind is _DELETE for state, (kind, plan, _, _) in writes.items() if plan.links}
+    deletions = {state: kind is _DELETE for state, kind, plan, _, _ in writes if plan.links}
     deletions.update((state, True) for state in replaced)
     for state, is_deletion in deletions.items():
         for link in plan_of(state.mapper).links:

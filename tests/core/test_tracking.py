@@ -180,7 +180,7 @@ def test_flush_that_fails(scope: Scope, events: Events) -> None:
 
     [rollback] = [event for event in events if isinstance(event, AfterRollback)]
     assert [change.identity for change in rollback.changes if isinstance(change, Change)] == [(1,)]
-    assert (record._writes, record._flush) == ({}, None)
+    assert (record._writes, record._flush) == ([], None)
 
 
 def test_flush_that_fails_in_a_savepoint(scope: Scope) -> None:
