@@ -156,11 +156,13 @@ Entry = RowChange | BulkChange
 class _Fate:
     """What has become of one row over all flushes."""
 
-    __slots__ = ("after", "before", "entity", "layout")
+    __slots__ = ("after", "before", "entity", "layout", "was")
 
     def __init__(self, layout: Layout, entity: str | None, before: Row | None, after: Row | None) -> None:
         self.layout = layout
-        self.entity = entity
+        self.was = self.entity = entity
+        """What it was mapped to at first, and is now: another class can have inserted it again."""
+
         self.before = before
         self.after = after
 
@@ -181,20 +183,18 @@ class _Fate:
         """Let the row be inserted again that was deleted; what had not been loaded of it was written, then."""
         self.entity, self.after = entity, after
         assert self.before is not None
-        self.before = tuple(
-            NO_VALUE if was is UNLOADED and now is not UNLOADED else was
-            for was, now in zip(self.before, after, strict=True)
-        )
+        self.before = tuple(NO_VALUE if was is UNLOADED else was for was in self.before)
 
 
-def _change(layout: Layout, entity: str | None, before: Row | None, after: Row | None) -> Change | None:
+def _change(fate: _Fate) -> Change | None:
     """Return the net change of a row, if there is any."""
+    layout, entity, before, after = fate.layout, fate.entity, fate.before, fate.after
     if before is None:
         if after is None:
             return None
         return Change("insert", entity, layout.table, layout.identity(after), _NOTHING, layout.known(after))
     if after is None:
-        return Change("delete", entity, layout.table, layout.identity(before), layout.known(before), _NOTHING)
+        return Change("delete", fate.was, layout.table, layout.identity(before), layout.known(before), _NOTHING)
     difference = layout.difference(before, after)
     return difference and Change("update", entity, layout.table, layout.identity(after), *difference)
 
@@ -209,7 +209,7 @@ def net(entries: Iterable[Entry]) -> Iterator[Change | BulkChange]:
     old values.
     """
     for each in _fates(entries):
-        change = each if isinstance(each, BulkChange) else _change(each.layout, each.entity, each.before, each.after)
+        change = each if isinstance(each, BulkChange) else _change(each)
         if change is not None:
             yield change
 
