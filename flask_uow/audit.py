@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from inspect import iscoroutinefunction
 from typing import Any, Final, cast
 
 from flask import has_request_context, request
@@ -13,8 +14,19 @@ from sqlalchemy import Connection, Engine, MetaData, Select, Table, insert, insp
 from sqlalchemy.orm import InstanceState, Mapper
 
 from flask_uow._core.changes import BulkChange, Change, ChangeSet
+from flask_uow._core.tracking import listen_to_writes
 from flask_uow._core.transaction import Outcome, Transaction
-from flask_uow.audit_table import LONGEST_TABLE, MASK, AuditEntry, Rule, entry_of, key_text, short, table_in
+from flask_uow.audit_table import (
+    LONGEST_STATEMENT,
+    LONGEST_TABLE,
+    MASK,
+    AuditEntry,
+    Rule,
+    entry_of,
+    key_text,
+    short,
+    table_in,
+)
 from flask_uow.errors import ConfigurationError
 from flask_uow.extension import UnitOfWork
 
@@ -67,9 +79,9 @@ class AuditTrail:
     ) -> None:
         if not isinstance(uow, UnitOfWork):
             raise ConfigurationError("uow", f"is {uow!r}; it must be a UnitOfWork.")
-        for name, function in (("actor", actor), ("request_id", request_id)):
-            if not callable(function) and not (name == "actor" and function is None):
-                raise ConfigurationError(name, f"is {function!r}; it must be a function without arguments.")
+        if actor is not None:
+            _check_function("actor", actor)
+        _check_function("request_id", request_id)
 
         self._uow = uow
         self._metadata = _all_metadata(metadata)
@@ -85,6 +97,7 @@ class AuditTrail:
             raise ConfigurationError(
                 "AuditTrail()", f"was called before for {uow!r} and the table {table_name!r}; each row would be twice."
             )
+        listen_to_writes()
         uow._recorders.append(self)
 
     def __repr__(self) -> str:
@@ -111,7 +124,11 @@ class AuditTrail:
                 seen["transaction_id"],
             )
         if rows:
-            connect(self.table).execute(insert(self.table), rows)
+            self._insert(connect(self.table), rows)
+
+    def _insert(self, connection: Connection, rows: list[dict[str, Any]]) -> None:
+        for first in range(0, len(rows), _AT_ONCE):
+            connection.execute(insert(self.table), rows[first : first + _AT_ONCE])
 
     def write_lost(
         self,
@@ -132,7 +149,7 @@ class AuditTrail:
         rows = self._rows(changes, seen, Outcome.ROLLED_BACK, error)
         if rows:
             with _transaction_on(bind(self.table)) as connection:
-                connection.execute(insert(self.table), rows)
+                self._insert(connection, rows)
         if failure is not None:
             raise failure
 
@@ -154,50 +171,62 @@ class AuditTrail:
 
     def _row(self, change: Change | BulkChange) -> dict[str, Any] | None:
         """Return what is written of one change, or None if nothing is."""
-        rule = None if change.table is None else self._rule(change.table, is_known=isinstance(change, BulkChange))
-        if rule is not None and rule.is_left_out:
-            return None
         if isinstance(change, BulkChange):
+            table = None if change.table is None else self._find_like(change.table)
+            if self._is_left_out(table):
+                return None
             return {
                 **_OF_A_ROW,
                 "operation": change.operation,
-                "table_name": change.table and change.table[:LONGEST_TABLE],
+                "table_name": short(change.table if table is None else table.fullname, LONGEST_TABLE),
                 "rowcount": change.rowcount,
-                "statement": change.statement,
+                "statement": short(change.statement, LONGEST_STATEMENT),
             }
-        assert rule is not None
+        table = self._find(change.table)
+        if self._is_left_out(table):
+            return None
+        if table is None:
+            raise ConfigurationError(
+                "metadata",
+                f"of the audit trail does not have the table {change.table!r}, which was changed, so that it is "
+                "not known what may be written of it. Give AuditTrail all of them: AuditTrail(uow, [Base, another]).",
+            )
+        rule = self._rule(table)
         before, after = rule.apply(change.before), rule.apply(change.after)
         if not before and not after:
             return None
         return {
             **_OF_A_STATEMENT,
             "operation": change.operation,
-            "entity": change.entity,
-            "table_name": change.table,
-            "primary_key": key_text(change.identity),
+            "entity": short(change.entity),
+            "table_name": short(change.table, LONGEST_TABLE),
+            "primary_key": key_text(change.identity, is_hidden=rule.hides_key),
             "before": None if change.operation == "insert" else before,
             "after": None if change.operation == "delete" else after,
         }
 
-    def _rule(self, name: str, *, is_known: bool) -> Rule:
-        """Return what is written of a table.
+    def _is_left_out(self, table: Table | None) -> bool:
+        return self._opt_in if table is None else self._rule(table).is_left_out
 
-        Raises:
-            ConfigurationError: Nobody has said what may be written of it.
-        """
-        rule = self._rules.get(name)
-        if rule is None:
-            table = self._find(name)
-            if table is None:
-                if is_known:
-                    return Rule.of_unknown(opt_in=self._opt_in)
-                raise ConfigurationError(
-                    "metadata",
-                    f"of the audit trail does not have the table {name!r}, which was changed, so that it is not known "
-                    "what may be written of it. Give AuditTrail all of them: AuditTrail(uow, [Base, other_metadata]).",
-                )
-            rule = self._rules[name] = Rule(table, opt_in=self._opt_in)
+    def _rule(self, table: Table) -> Rule:
+        """Return what is written of a table."""
+        rule = self._rules.get(table.fullname)
+        # A mapped class can add columns to the table of another.
+        if rule is None or rule.width != len(table.columns):
+            rule = self._rules[table.fullname] = Rule(table, opt_in=self._opt_in)
         return rule
+
+    def _find(self, name: str) -> Table | None:
+        return next((metadata.tables[name] for metadata in self._metadata if name in metadata.tables), None)
+
+    def _find_like(self, name: str) -> Table | None:
+        """Return the table that a statement may mean; it can write the name in other ways."""
+        bare = name.rpartition(".")[2].lower()
+        tables = [table for metadata in self._metadata for table in metadata.tables.values()]
+        alike = [table for table in tables if table.name.lower() == bare]
+        # Of several that it can be, rather one of which nothing may be written.
+        exact = self._find(name)
+        return min(alike, key=lambda table: not self._is_left_out(table), default=None) if exact is None else exact
 
     # Reading
 
@@ -222,7 +251,8 @@ class AuditTrail:
         self, tables: Mapping[str, Sequence[str]], key: tuple[Any, ...], until: int | None
     ) -> list[AuditEntry]:
         columns = self.table.c
-        query = select(self.table).where(columns.table_name.in_(tables), columns.primary_key == key_text(key))
+        keys = {key_text(key), key_text(key, is_hidden=True)}
+        query = select(self.table).where(columns.table_name.in_(tables), columns.primary_key.in_(keys))
         if until is not None:
             query = query.where(columns.id < until)
         entries = self._read(query.order_by(columns.id))
@@ -237,9 +267,6 @@ class AuditTrail:
     def _primary_key_of(self, name: str) -> list[str]:
         table = self._find(name)
         return [] if table is None else [column.name for column in table.primary_key]
-
-    def _find(self, name: str) -> Table | None:
-        return next((metadata.tables[name] for metadata in self._metadata if name in metadata.tables), None)
 
     def entries(
         self, *, table: str | None = None, keys: Sequence[Sequence[object]] = (), limit: int = 50
@@ -256,7 +283,8 @@ class AuditTrail:
         if table is not None:
             query = query.where(columns.table_name == table)
         if keys:
-            query = query.where(columns.primary_key.in_([key_text(key) for key in keys]))
+            texts = {key_text(key, is_hidden=hidden) for key in keys for hidden in (False, True)}
+            query = query.where(columns.primary_key.in_(texts))
         return self._read(query.order_by(columns.id.desc()).limit(limit))[::-1]
 
     def _read(self, query: Select[Any]) -> list[AuditEntry]:
@@ -265,6 +293,19 @@ class AuditTrail:
 
 _OF_A_ROW: Final = dict.fromkeys(("entity", "primary_key", "before", "after"))
 _OF_A_STATEMENT: Final = dict.fromkeys(("rowcount", "statement"))
+
+
+_AT_ONCE: Final = 1000
+"""Rows in one INSERT."""
+
+
+def _check_function(name: str, function: object) -> None:
+    if not callable(function):
+        raise ConfigurationError(name, f"is {function!r}; it must be a function without arguments.")
+    if iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__):
+        raise ConfigurationError(
+            name, f"is the coroutine function {function!r}, which nobody would await. Give it a plain function."
+        )
 
 
 def _all_metadata(given: Any) -> list[MetaData]:
@@ -324,5 +365,8 @@ def _key_before(entry: AuditEntry, tables: Mapping[str, Sequence[str]]) -> tuple
         return None
     names, before = tables[str(entry.table)], entry.before or {}
     if not any(name in before for name in names):
+        return None
+    if len(entry.primary_key) != len(names):
+        # It is hidden, or was too long.
         return None
     return tuple(before.get(name, value) for name, value in zip(names, entry.primary_key, strict=True))

@@ -44,6 +44,9 @@ _LONGEST_NAME: Final = 255
 
 LONGEST_TABLE: Final = 128
 
+LONGEST_STATEMENT: Final = 10_000
+"""MySQL's TEXT has 65,535 bytes."""
+
 _LONGEST_KEY: Final = 640
 """With the table's name, as much as MySQL indexes: 3,072 bytes."""
 
@@ -133,7 +136,7 @@ def table_in(metadata: MetaData, name: str) -> Table:
 class Rule:
     """What is written of one table."""
 
-    __slots__ = ("_left_out", "_masked", "is_left_out")
+    __slots__ = ("_left_out", "_masked", "hides_key", "is_left_out", "width")
 
     def __init__(self, table: Table, *, opt_in: bool) -> None:
         said = table.info.get(_INFO)
@@ -147,12 +150,10 @@ class Rule:
                 left_out.append(column.name)
             elif of_column == "mask":
                 masked.append(column.name)
+        self.width = len(table.columns)
         self._left_out, self._masked = frozenset(left_out), frozenset(masked)
-
-    @classmethod
-    def of_unknown(cls, *, opt_in: bool) -> Rule:
-        """Return what is written of a table that only a statement names."""
-        return cls(Table("", MetaData()), opt_in=opt_in)
+        self.hides_key = any(column.name in self._left_out | self._masked for column in table.primary_key)
+        """Whether the primary key is not to be seen either."""
 
     def apply(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return what may be written of *values*, as JSON has it."""
@@ -164,16 +165,21 @@ class Rule:
 
 
 def _check(what: str, said: object, allowed: tuple[object, ...]) -> None:
-    if said not in allowed:
+    if not any(said is each or (isinstance(each, str) and said == each) for each in allowed):
         raise ConfigurationError(what, f'has info={{"audit": {said!r}}}; it can be one of {allowed!r}.')
 
 
 # Values
 
 
-def short(value: object) -> str | None:
+def short(value: object, longest: int = _LONGEST_NAME) -> str | None:
     """Return a value as a string that fits into a column, or None."""
-    return None if value is None else str(value)[:_LONGEST_NAME]
+    return None if value is None else _storable(str(value))[:longest]
+
+
+def _storable(text: str) -> str:
+    """Return *text* without what PostgreSQL refuses: the character NUL, and halves of a surrogate pair."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
 
 
 def _plain(value: Any) -> Any:
@@ -181,27 +187,30 @@ def _plain(value: Any) -> Any:
     for kinds, form in _FORMS:
         if isinstance(value, kinds):
             return form(value)
-    return str(value)
+    return _storable(str(value))
 
 
 _FORMS: Final[tuple[tuple[type | tuple[type, ...], Callable[[Any], Any]], ...]] = (
     # As SQLAlchemy stores it.
     (Enum, lambda value: value.name),
-    ((type(None), bool, int, str), lambda value: value),
+    ((type(None), bool, int), lambda value: value),
+    (str, _storable),
     (float, lambda value: value if math.isfinite(value) else str(value)),
     ((datetime, date, time), lambda value: value.isoformat()),
     (timedelta, lambda value: value.total_seconds()),
     ((bytes, bytearray, memoryview), lambda value: base64.b64encode(value).decode("ascii")),
-    (Mapping, lambda value: {str(key): _plain(each) for key, each in value.items()}),
+    (Mapping, lambda value: {_storable(str(key)): _plain(each) for key, each in value.items()}),
     ((list, tuple), lambda value: [_plain(each) for each in value]),
     ((set, frozenset), lambda value: sorted((_plain(each) for each in value), key=str)),
 )
 
 
-def key_text(identity: Iterable[object]) -> str:
-    """Return a primary key as text; of one that is too long for an index, its hash."""
+def key_text(identity: Iterable[object], *, is_hidden: bool = False) -> str:
+    """Return a primary key as text; of one that is not to be seen, or too long for an index, its hash."""
     text = json.dumps([_plain(value) for value in identity], separators=(",", ":"))
-    return text if len(text) <= _LONGEST_KEY else json.dumps([f"sha256:{sha256(text.encode()).hexdigest()}"])
+    if is_hidden or len(text) > _LONGEST_KEY:
+        return json.dumps([f"sha256:{sha256(text.encode()).hexdigest()}"])
+    return text
 
 
 def entry_of(row: Row[Any]) -> AuditEntry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import product
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import click
 from flask import current_app
 from flask.cli import AppGroup, with_appcontext
+from sqlalchemy import Table
+from sqlalchemy.exc import DBAPIError
 
 from flask_uow._core.recording import Recorder
 from flask_uow.audit_table import AuditEntry
@@ -28,6 +31,11 @@ class _Owner(Protocol):
 class _Trail(Protocol):
     """An audit trail."""
 
+    @property
+    def table(self) -> Table:
+        """Return where they are."""
+        ...
+
     def entries(self, *, table: str | None, keys: Sequence[Sequence[object]], limit: int) -> list[AuditEntry]:
         """Return its last entries."""
         ...
@@ -40,21 +48,29 @@ uow = AppGroup("uow", help="Look at transactions.")
 @click.argument("table", required=False)
 @click.argument("key", nargs=-1)
 @click.option("--name", help="The name of the UnitOfWork, where the app has several.")
+@click.option("--trail", "log", help="The name of the trail's table, where there are several.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(min=1), help="How many entries at most.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @with_appcontext
-def audit(table: str | None, key: tuple[str, ...], name: str | None, limit: int, form: str) -> None:
+def audit(table: str | None, key: tuple[str, ...], **options: Any) -> None:
     """Print the last entries of the audit trail, the newest last.
 
-    TABLE keeps to one table, and KEY to the row with that primary key; one KEY for each of its columns.
+    TABLE keeps to one table, and KEY to the row with that primary key; one KEY for each of its columns. A KEY that
+    begins with a minus comes after two of them: uow audit entry -- -1
     """
-    trail = _trail(name)
+    trail = _trail(options["name"], options["log"])
     keys = list(product(*map(_readings, key))) if key else []
-    for line in _LINES[form](trail.entries(table=table, keys=keys, limit=limit)):
-        click.echo(line)
+    try:
+        entries = trail.entries(table=table, keys=keys, limit=options["limit"])
+    except DBAPIError as error:
+        raise click.ClickException(
+            f"The trail cannot be read: {error.orig}. Is its table there? create_all() or a migration makes it."
+        ) from error
+    for line in _LINES[options["form"]](entries):
+        click.echo(_printable(line))
 
 
-def _trail(name: str | None) -> _Trail:
+def _trail(name: str | None, log: str | None) -> _Trail:
     """Return the audit trail that is meant.
 
     Raises:
@@ -63,28 +79,35 @@ def _trail(name: str | None) -> _Trail:
     found: Mapping[str, _Owner] = current_app.extensions.get("uow", {})
     if name is not None and name not in found:
         raise click.ClickException(f"The app has no UnitOfWork called {name!r}. It has: {', '.join(map(repr, found))}.")
-    trails = {
-        owner: recorder
+    trails = [
+        (owner, recorder)
         for owner, each in found.items()
         for recorder in each._recorders
-        if isinstance(recorder, _Trail) and name in (None, owner)
-    }
+        if isinstance(recorder, _Trail) and name in (None, owner) and log in (None, recorder.table.name)
+    ]
     if not trails:
         raise click.ClickException(
-            "There is no audit trail. Make one where the UnitOfWork is: AuditTrail(uow, Base), from flask_uow.audit."
+            "There is no such audit trail. Make one where the UnitOfWork is: AuditTrail(uow, Base), from "
+            "flask_uow.audit."
         )
     if len(trails) > 1:
-        raise click.ClickException(f"There are several audit trails. Add --name, with one of: {', '.join(trails)}.")
-    return next(iter(trails.values()))
+        several = ", ".join(f"--name {owner} --trail {trail.table.name}" for owner, trail in trails)
+        raise click.ClickException(f"There are several audit trails. Add one of: {several}.")
+    return trails[0][1]
+
+
+def _printable(line: str) -> str:
+    """Return *line* so that nothing in it can pretend to be another, or move the cursor."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
 
 
 def _readings(text: str) -> list[object]:
     """Return what somebody can mean by a part of a key: a string, and a number if it reads like one."""
-    try:
-        number = int(text)
-    except ValueError:
-        return [text]
-    return [text, number]
+    readings: list[object] = [text]
+    for number in (int, float):
+        with suppress(ValueError):
+            readings.append(number(text))
+    return readings
 
 
 def _as_text(entries: Iterable[AuditEntry]) -> Iterator[str]:

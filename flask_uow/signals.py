@@ -15,6 +15,7 @@ from typing import Any, Final
 from blinker import NamedSignal, Namespace
 
 from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Completed, Event, Removed, Retried, Started
+from flask_uow._core.tracking import listen_to_writes
 
 __all__ = [
     "Publisher",
@@ -54,6 +55,16 @@ _SIGNALS: Final[dict[type[Event], NamedSignal]] = {
     Completed: transaction_completed,
     Removed: session_removed,
 }
+
+
+def _prepare(_signal: object, **_extra: object) -> None:
+    """Prepare to follow changes, as soon as anybody may want to know of them."""
+    listen_to_writes()
+
+
+for _signal in (before_commit, after_commit, after_rollback):
+    # Receivers are connected while there are no requests yet, mostly.
+    _signal.receiver_connected.connect(_prepare)
 
 _ARGUMENTS: Final = {kind: tuple(field.name for field in fields(kind)) for kind in _SIGNALS}
 

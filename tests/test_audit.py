@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -17,20 +18,27 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from flask import Flask, g, has_app_context
 from sqlalchemy import (
+    JSON,
+    BindParameter,
     Column,
+    Delete,
     Engine,
     ForeignKey,
+    Insert,
     Integer,
     MetaData,
     String,
     Table,
+    Update,
+    bindparam,
+    create_engine,
     event,
     select,
     text,
     update,
 )
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, relationship, sessionmaker
 
 from flask_uow import ConfigurationError, Outcome, Propagation, UnitOfWork, signals
 from flask_uow.audit import MASK, AuditEntry, AuditTrail
@@ -281,6 +289,7 @@ def test_values_of_every_kind() -> None:
         "infinite": math.inf,
         "nothing": math.nan,
         "text": "é",
+        "odd": "a\x00b\ud800",
         "money": Decimal("1.10"),
         "uuid": UUID(int=1),
         "day": date(2026, 1, 2),
@@ -305,6 +314,7 @@ def test_values_of_every_kind() -> None:
         "infinite": "inf",
         "nothing": "nan",
         "text": "é",
+        "odd": "a\\x00b\\ud800",
         "money": "1.10",
         "uuid": "00000000-0000-0000-0000-000000000001",
         "day": "2026-01-02",
@@ -325,6 +335,31 @@ def test_long_keys() -> None:
     assert key_text((1, "a")) == '[1,"a"]'
     assert key_text(("x" * 1000,)).startswith('["sha256:')
     assert key_text(("x" * 1000,)) != key_text(("y" * 1000,))
+    assert key_text((1,), is_hidden=True).startswith('["sha256:')
+
+
+def test_history_of_long_keys(uow: UnitOfWork, engine: Engine) -> None:
+    """The history of a row with a long key ends where the key was changed, for nobody knows what it was."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Pair(Own):
+        __tablename__ = "pair"
+
+        one: Mapped[str] = mapped_column(String(1000), primary_key=True)
+        two: Mapped[str] = mapped_column(String(1000), primary_key=True)
+
+    trail = AuditTrail(uow, Own, table_name="pair_log")
+    Own.metadata.create_all(engine)
+    with uow.transaction() as session:
+        session.add(Pair(one="x" * 700, two="a"))
+    with uow.transaction() as session:
+        session.get_one(Pair, ("x" * 700, "a")).two = "b"
+
+    with uow.transaction():
+        history = trail.history(Pair, ("x" * 700, "b"))
+    assert [entry.operation for entry in history] == ["update"]
 
 
 # What is not to be seen
@@ -387,7 +422,7 @@ def test_unknown_table_is_refused(uow: UnitOfWork, engine: Engine) -> None:
     AuditTrail(uow, Base)
 
     with (
-        pytest.raises(ConfigurationError, match=r"does not have the table 'note', .* AuditTrail\(uow, \[Base, other"),
+        pytest.raises(ConfigurationError, match=r"does not have the table 'note', .* AuditTrail\(uow, \[Base, another"),
         uow.transaction() as session,
     ):
         session.add(Note(id=1, text="x"))
@@ -405,6 +440,7 @@ def test_unknown_table_is_refused(uow: UnitOfWork, engine: Engine) -> None:
     ("info", "on_column", "message"),
     [
         ({"audit": "mask"}, False, r"The table 't' has info=\{\"audit\": 'mask'\}; it can be one of"),
+        ({"audit": 0}, True, r"The column t.id has info=\{\"audit\": 0\}; it can be one of"),
         ({"audit": "hide"}, True, r"The column t.id has info=\{\"audit\": 'hide'\}; it can be one of"),
     ],
 )
@@ -415,6 +451,128 @@ def test_wrong_info(info: dict[str, Any], message: str, *, on_column: bool) -> N
 
     with pytest.raises(ConfigurationError, match=message):
         Rule(table, opt_in=False)
+
+
+def test_key_that_is_not_to_be_seen(uow: UnitOfWork, engine: Engine) -> None:
+    """A primary key that is masked or left out is a hash in the trail, by which its history is still found."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Token(Own):
+        __tablename__ = "token"
+
+        token: Mapped[str] = mapped_column(String(20), primary_key=True, info={"audit": "mask"})
+        uses: Mapped[int]
+
+    trail = AuditTrail(uow, Own, table_name="token_log")
+    Own.metadata.create_all(engine)
+    with uow.transaction() as session:
+        session.add(Token(token="s3cr3t", uses=0))
+    with uow.transaction() as session:
+        session.get_one(Token, "s3cr3t").token = "other"
+
+    with uow.transaction():
+        [inserted] = trail.history(Token, "s3cr3t")
+        [changed] = trail.history(Token, "other")
+    assert "s3cr3t" not in str(inserted)
+    assert inserted.after == {"token": MASK, "uses": 0}
+    assert (changed.before, changed.after) == ({"token": MASK}, {"token": MASK})
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        text("UPDATE SECRET SET id = 4711"),
+        text("UPDATE main.secret SET id = 4711"),
+        text('UPDATE "secret" SET id = 4711'),
+        update(aliased(Secret, name="other")).values(id=4711),
+    ],
+    ids=str,
+)
+def test_spelling_is_no_way_around(uow: UnitOfWork, trail: AuditTrail, engine: Engine, statement: Any) -> None:
+    """A table that is left out is left out however a statement writes its name."""
+    with uow.transaction() as session:
+        session.add(Secret(id=1))
+    with uow.transaction() as session:
+        session.execute(statement)
+
+    assert written(engine) == []
+
+
+def test_values_in_statements(uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
+    """Parameters that SQLAlchemy writes into the SQL when it is sent are not in the trail, and long SQL is cut."""
+    pin: BindParameter[str] = bindparam("pin", "4711", literal_execute=True)
+    with uow.transaction() as session:
+        session.add(Book(id=1, title="Emma"))
+    with uow.transaction() as session:
+        session.execute(update(Book).where(Book.id.in_([1, 2, 3])).values(pin=pin))
+        session.execute(text(f"UPDATE audited_book SET price = 1 /* {'x' * 70_000} */"))
+
+    _, changed, cut = written(engine)
+    assert changed.statement == "UPDATE audited_book SET pin=... WHERE audited_book.id IN (...)"
+    assert len(cut.statement) == 10_000
+
+
+def test_receivers_cannot_change_the_trail(uow: UnitOfWork, engine: Engine) -> None:
+    """What a receiver does to the values that it was given is not done to those that are written."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Note(Own):
+        __tablename__ = "own_note"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        data: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+    def forge(_sender: object, changes: Any, **_extra: object) -> None:
+        changes[0].after["data"].pop("token")
+
+    AuditTrail(uow, Own, table_name="note_log")
+    Own.metadata.create_all(engine)
+    with signals.before_commit.connected_to(forge), uow.transaction() as session:
+        session.add(Note(id=1, data={"token": 1}))
+
+    with engine.connect() as connection:
+        [row] = connection.execute(select(Own.metadata.tables["note_log"]))
+    assert row.after == {"id": 1, "data": {"token": 1}}
+
+
+def test_column_that_comes_later(uow: UnitOfWork, engine: Engine) -> None:
+    """A class that is mapped to the table of another later can add columns to it, and say what may be written."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Staff(Own):
+        __tablename__ = "staff"
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "staff"}
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str] = mapped_column(String(20))
+
+    trail = AuditTrail(uow, Own, table_name="staff_log")
+    trail.table.create(engine)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE staff (id INTEGER PRIMARY KEY, kind TEXT, pay INTEGER)"))
+    with uow.transaction() as session:
+        session.add(Staff(id=1))
+
+    class Manager(Staff):
+        __mapper_args__ = {"polymorphic_identity": "manager"}
+
+        pay: Mapped[int | None] = mapped_column(info={"audit": "mask"})
+
+    with uow.transaction() as session:
+        session.add(Manager(id=2, pay=100))
+        session.get_one(Staff, 1).kind = "manager"
+
+    with engine.connect() as connection:
+        rows = [row.after for row in connection.execute(select(trail.table).order_by(trail.table.c.id))]
+    assert len(rows) == 3
+    assert {"id": 2, "kind": "manager", "pay": MASK} in rows
+    assert {"kind": "manager"} in rows
 
 
 # If and only if
@@ -498,6 +656,32 @@ def test_actor_may_ask_for_a_rollback(uow: UnitOfWork, engine: Engine) -> None:
         session.add(Book(title="Emma"))
 
     assert (books(engine), written(engine)) == ([], [])
+
+
+def test_actor_of_a_failed_transaction_is_forgotten(uow: UnitOfWork, engine: Engine) -> None:
+    """Who was asked for in a transaction that has failed is not named in the next one."""
+    actors = iter(["alice", "bob"])
+    AuditTrail(uow, Base, actor=lambda: next(actors))
+
+    def fail(_session: Session) -> None:
+        raise LookupError
+
+    app = Flask("shop")
+    uow.init_app(app)
+    with app.app_context():
+        with pytest.raises(LookupError), uow.transaction() as session:
+            event.listen(session, "before_commit", fail)
+            session.add(Book(title="lost"))
+        event.remove(session, "before_commit", fail)
+        with uow.transaction() as session:
+            event.listen(session, "before_commit", add_shelf)
+            session.scalars(select(Book)).all()
+
+    assert [row.actor for row in written(engine)] == ["bob"]
+
+
+def add_shelf(session: Session) -> None:
+    session.add(Shelf(id=1))
 
 
 def test_what_comes_late_is_written(uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:
@@ -660,24 +844,84 @@ def test_two_phase_commit(postgresql: Engine) -> None:
         Base.metadata.drop_all(postgresql)
 
 
-def test_another_database_is_refused(engine: Engine, postgresql: Engine) -> None:
-    """What would be kept in another transaction than the change is refused, and nothing is kept."""
+def test_rows_go_where_the_changes_are(engine: Engine, postgresql: Engine) -> None:
+    """The rows are written in the database that was changed, wherever else the table is bound to."""
+    uow = UnitOfWork(sessionmaker(binds={Book: engine, TABLE: postgresql}))
+    AuditTrail(uow, Base)
+
+    with uow.transaction() as session:
+        session.add(Book(title="Emma"))
+        session.flush()
+    with uow.transaction() as session:
+        session.execute(update(Book).values(price=1))
+
+    assert told(engine) == [("insert", "audited_book", "[1]"), ("update", "audited_book", None)]
+
+
+def test_rows_go_to_the_leader(engine: Engine, tmp_path: Path) -> None:
+    """With a session that reads from another database than it writes to, the rows are where it writes."""
+    follower = create_engine(f"sqlite:///{tmp_path / 'follower.db'}")
+    Base.metadata.create_all(follower)
+
+    class Routing(Session):
+        def get_bind(self, mapper: Any = None, *, clause: Any = None, **_extra: Any) -> Engine:
+            return engine if self._flushing or isinstance(clause, Update | Delete | Insert) else follower
+
+    uow = UnitOfWork(sessionmaker(class_=Routing))
+    AuditTrail(uow, Base)
+
+    with uow.transaction() as session:
+        session.scalars(select(Book)).all()
+        session.add(Book(title="Emma"))
+    follower.dispose()
+
+    assert told(engine) == [("insert", "audited_book", "[1]")]
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_several_databases_are_refused(
+    engine: Engine, postgresql: Engine, caplog: pytest.LogCaptureFixture, *, independent: bool
+) -> None:
+    """What is changed in several databases cannot be told in one transaction: nothing is kept."""
     Base.metadata.create_all(postgresql)
     try:
-        uow = UnitOfWork(sessionmaker(binds={Book: engine, TABLE: postgresql}))
-        AuditTrail(uow, Base)
+        uow = UnitOfWork(sessionmaker(binds={Book: engine, Shelf: postgresql}))
+        AuditTrail(uow, Base, independent=independent)
 
         with (
-            pytest.raises(
-                ConfigurationError, match=r"The table 'audit_log' is in .*postgresql.* use a UnitOfWork for each"
-            ),
+            pytest.raises(ConfigurationError, match=r"The table 'audit_log' cannot be written .* several databases"),
             uow.transaction() as session,
         ):
-            session.add(Book(title="Emma"))
+            session.add_all([Book(title="Emma"), Shelf(id=1)])
 
-        assert (books(engine), told(postgresql)) == ([], [])
+        assert (books(engine), told(engine), told(postgresql)) == ([], [], [])
+        assert ("could not be written down" in caplog.text) is independent
     finally:
         Base.metadata.drop_all(postgresql)
+
+
+def test_two_phases_in_several_databases(postgresql: Engine, mariadb: Engine) -> None:
+    """With a two-phase commit the rows of all databases are in the one that the table is bound to, and there once."""
+    for each in (postgresql, mariadb):
+        Base.metadata.create_all(each)
+    try:
+        binds: dict[Any, Engine] = {Book: mariadb, Shelf: postgresql}
+        uow = UnitOfWork(sessionmaker(binds={**binds, TABLE: postgresql}, twophase=True))
+        AuditTrail(uow, Base)
+
+        with uow.transaction() as session:
+            session.add_all([Book(id=1, title="Emma"), Shelf(id=1)])
+
+        assert sorted(told(postgresql)) == [("insert", "audited_book", "[1]"), ("insert", "shelf", "[1]")]
+        assert told(mariadb) == []
+
+        unbound = UnitOfWork(sessionmaker(binds=binds, twophase=True))
+        AuditTrail(unbound, Base)
+        with pytest.raises(ConfigurationError, match="several databases"), unbound.transaction() as session:
+            session.add_all([Book(id=2, title="Persuasion"), Shelf(id=2)])
+    finally:
+        for each in (postgresql, mariadb):
+            Base.metadata.drop_all(each)
 
 
 def test_several_objects_share_the_table(engine: Engine) -> None:
@@ -734,6 +978,22 @@ def test_failed_commit_is_written(uow: UnitOfWork, survivor: AuditTrail, engine:
         session.add(Book(title="Emma"))
 
     assert [(row.outcome, row.error) for row in written(engine)] == [("rolled_back", "LookupError")]
+
+
+def test_forgotten_work_is_written(app: Flask, uow: UnitOfWork, survivor: AuditTrail, engine: Engine) -> None:
+    """What nobody has committed is rolled back at teardown, and told and written like any rollback."""
+    uow.init_app(app)
+    lost: list[int] = []
+
+    def listen(_sender: object, changes: Any, **_extra: object) -> None:
+        lost.append(len(changes))
+
+    with signals.after_rollback.connected_to(listen), app.app_context():
+        uow.session.add(Book(title="Emma"))
+        uow.session.flush()
+
+    assert (books(engine), lost) == ([], [1])
+    assert [row.outcome for row in written(engine)] == ["rolled_back"]
 
 
 def test_unflushed_and_left_out_work_is_not_written(uow: UnitOfWork, survivor: AuditTrail, engine: Engine) -> None:
@@ -882,10 +1142,15 @@ def test_wrong_arguments(arguments: tuple[Any, Any], message: str) -> None:
         AuditTrail(*arguments)
 
 
+async def find_user() -> str:
+    return "jane"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"actor": "jane"}, r"^actor is 'jane'; it must be a function without arguments"),
+        ({"actor": find_user}, r"^actor is the coroutine function .* which nobody would await"),
         ({"request_id": None}, r"^request_id is None; it must be a function without arguments"),
         ({"table_name": "shelf"}, r"^table_name is 'shelf', and the metadata has another table of that name"),
     ],

@@ -206,16 +206,65 @@ def test_no_trail(app: Flask) -> None:
     result = run(app, "audit")
 
     assert result.exit_code == 1
-    assert "There is no audit trail. Make one where the UnitOfWork is: AuditTrail(uow, Base)" in result.output
+    assert "There is no such audit trail. Make one where the UnitOfWork is: AuditTrail(uow, Base)" in result.output
 
 
 def test_several_trails(app: Flask, trail: AuditTrail, engine: Engine) -> None:
     """Of several trails one has to be named, and a name that there is not is told with those that there are."""
     reports = UnitOfWork(sessionmaker(engine), app, name="reports")
     AuditTrail(reports, Base)
+    AuditTrail(reports, Base, table_name="another_log")
+    Base.metadata.tables["another_log"].create(engine)
 
-    ambiguous, named, wrong = (run(app, "audit", *more) for more in ([], ["--name", "reports"], ["--name", "report"]))
+    ambiguous = run(app, "audit")
+    still_ambiguous = run(app, "audit", "--name", "reports")
+    named = run(app, "audit", "--name", "reports", "--trail", "another_log")
+    wrong = run(app, "audit", "--name", "report")
+    Base.metadata.tables["another_log"].drop(engine)
+    Base.metadata.remove(Base.metadata.tables["another_log"])
 
-    assert "There are several audit trails. Add --name, with one of: default, reports." in ambiguous.output
+    assert (
+        "There are several audit trails. Add one of: --name default --trail audit_log, --name reports --trail "
+        "audit_log, --name reports --trail another_log." in ambiguous.output
+    )
+    assert "Add one of: --name reports --trail audit_log, --name reports" in still_ambiguous.output
     assert named.output == "No entries.\n"
     assert "The app has no UnitOfWork called 'report'. It has: 'default', 'reports'." in wrong.output
+
+
+def test_forged_lines(app: Flask, trail: AuditTrail, engine: Engine) -> None:
+    """What somebody has put into a value can neither look like another line nor move the cursor."""
+    values = {"recorded_at": datetime(2026, 1, 2, tzinfo=UTC), "transaction_id": "0" * 32, "outcome": "committed"}
+    forged = {
+        "operation": "delete",
+        "table_name": "account",
+        "actor": "bob\n2026-01-01 admin\x1b[2K",
+        "primary_key": "[1]",
+    }
+    with engine.begin() as connection:
+        connection.execute(insert(trail.table).values({**values, **forged}))
+
+    assert run(app, "audit").output == "2026-01-02 00:00:00 bob\\n2026-01-01 admin\\x1b[2K: delete account 1\n"
+
+
+def test_missing_table(app: Flask, trail: AuditTrail, engine: Engine) -> None:
+    """A trail whose table is not there says what makes it."""
+    trail.table.drop(engine)
+
+    result = run(app, "audit")
+
+    assert result.exit_code == 1
+    assert "The trail cannot be read: no such table: audit_log. Is its table there? create_all() or a" in result.output
+
+
+def test_keys_like_numbers(app: Flask, trail: AuditTrail, engine: Engine) -> None:
+    """A key can be a string, a number or a negative one."""
+    values = {"recorded_at": datetime(2026, 1, 2, tzinfo=UTC), "transaction_id": "0" * 32, "outcome": "committed"}
+    with engine.begin() as connection:
+        for key in ('["1"]', "[1.5]", "[-1]"):
+            row = {"operation": "delete", "table_name": "account", "primary_key": key}
+            connection.execute(insert(trail.table).values({**values, **row}))
+
+    found = [run(app, "audit", "account", *key).output for key in (["1"], ["1.5"], ["--", "-1"])]
+
+    assert [output.split()[-1] for output in found] == ["1", "1.5", "-1"]

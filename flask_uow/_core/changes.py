@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from enum import Enum
 from itertools import compress
 from operator import is_not, itemgetter
 from typing import Any, Final, Literal, NamedTuple, Self, overload
+from uuid import UUID
 
+from sqlalchemy.ext.mutable import MutableBase
 from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.util import immutabledict
 
@@ -23,6 +28,7 @@ __all__ = [
     "Operation",
     "Row",
     "RowChange",
+    "copy_of",
     "net",
     "tuple_getter",
 ]
@@ -96,29 +102,36 @@ class Layout:
         names: The columns.
         key: Which of them, by their places, are the primary key.
         equal: For each column, whether two of its values are the same to the database.
+        copied: The places of those whose values somebody may change in place.
     """
 
-    __slots__ = ("_equal", "_places", "identity", "names", "table")
+    __slots__ = ("_copied", "_equal", "_places", "identity", "names", "table")
 
     def __init__(
-        self, table: str, names: Sequence[str], key: Sequence[int], equal: Sequence[Callable[[Any, Any], bool]]
+        self,
+        table: str,
+        names: Sequence[str],
+        key: Sequence[int],
+        equal: Sequence[Callable[[Any, Any], Any]],
+        *,
+        copied: Iterable[int] = (),
     ) -> None:
         self.table = table
         self.names = tuple(names)
         self._places = range(len(self.names))
         self._equal = tuple(equal)
+        self._copied = frozenset(self.names[place] for place in copied)
         self.identity: Callable[[Row], tuple[Any, ...]] = tuple_getter(key)
         """Returns the primary key of a row."""
 
     def known(self, row: Row) -> Mapping[str, Any]:
         """Return what is known of *row*, by the names of its columns."""
-        return immutabledict(
-            {
-                name: value
-                for name, value in zip(self.names, row, strict=True)
-                if value is not UNLOADED and value is not NO_VALUE
-            }
-        )
+        known = {
+            name: value
+            for name, value in zip(self.names, row, strict=True)
+            if value is not UNLOADED and value is not NO_VALUE
+        }
+        return self._told(known)
 
     def difference(self, before: Row, after: Row) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
         """Return what two versions of a row differ in, or None if they do not."""
@@ -131,9 +144,43 @@ class Layout:
             name = self.names[place]
             if was is NO_VALUE:
                 new[name] = now
-            elif not self._equal[place](was, now):
+            elif _differ(self._equal[place], was, now):
                 old[name], new[name] = was, now
-        return (immutabledict(old), immutabledict(new)) if new else None
+        return (self._told(old), self._told(new)) if new else None
+
+    def _told(self, values: dict[str, Any]) -> Mapping[str, Any]:
+        """Return *values* as somebody can have them who may change them in place."""
+        for name in self._copied.intersection(values):
+            values[name] = copy_of(values[name])
+        return immutabledict(values)
+
+
+def _differ(equal: Callable[[Any, Any], Any], one: Any, other: Any) -> bool:
+    try:
+        # As SQLAlchemy asks: those of arrays are arrays.
+        return equal(one, other) is not True
+    except Exception:  # noqa: BLE001 - values that cannot be compared are no reason not to commit
+        return True
+
+
+def copy_of(value: Any) -> Any:
+    """Return a value that nobody else can change, or the same if nobody can."""
+    kind = type(value)
+    if kind in _IMMUTABLE:
+        return value
+    if kind is dict or (isinstance(value, MutableBase) and isinstance(value, dict)):
+        return {key: copy_of(each) for key, each in value.items()}
+    if kind is list or (isinstance(value, MutableBase) and isinstance(value, list)):
+        return [copy_of(each) for each in value]
+    try:
+        return deepcopy(value)
+    except Exception:  # noqa: BLE001 - what cannot be copied is no reason for a flush to fail
+        return value
+
+
+_IMMUTABLE: Final = frozenset(
+    (type(None), bool, bytes, date, datetime, Decimal, float, int, str, time, timedelta, UUID)
+)
 
 
 def tuple_getter(places: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:

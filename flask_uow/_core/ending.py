@@ -151,7 +151,7 @@ class Ending(Guard):
                 try:
                     watched.commit()
                 finally:
-                    self._committing = None
+                    self._committing, self._seen = None, {}
         except _NotFit:
             self.end(transaction, Decision.COMMIT, leaving)
             return
@@ -275,15 +275,15 @@ class Ending(Guard):
 
     def _record_changes(self, transaction: Transaction, watched: WatchedSession) -> None:
         """Let the recorders write down what the transaction has changed, after all others have changed something."""
-        seen, self._seen = self._seen, {}
-        if not self._runtime.recorders or not transaction._span:
+        record = watched.record
+        if not self._runtime.recorders or not record or record.is_recorded:
             return
-        changes = transaction.changes
+        record.is_recorded = True
+        changes = record.fresh_changes()
         for recorder in self._runtime.recorders:
             # What a listener of the user's has changed, after nothing else was, comes after they were to look.
-            known = seen[recorder] if recorder in seen else recorder.look(transaction)
-            recorder.write(changes, known, watched.connection_for)
-        self._ask_the_database(transaction, watched)
+            seen = self._seen[recorder] if recorder in self._seen else recorder.look(transaction)
+            recorder.write(changes, seen, watched.written_connection)
         self._check_fitness(transaction)
 
     @abstractmethod
@@ -315,10 +315,8 @@ class Ending(Guard):
     def _record_past_us(self) -> None:
         """Let the recorders write down what somebody commits past the session's own methods."""
         watched = self._watched
-        if watched is not None and watched.record is not None and self._runtime.recorders:
-            transaction = self._stack[0] if self._stack else outside_any_block()
-            transaction._span = transaction._span or Span(watched.record)
-            self._record_changes(transaction, watched)
+        if watched is not None:
+            self._record_changes(self._stack[0] if self._stack else outside_any_block(), watched)
 
     def _prepare_to_ask(self, transaction: Transaction, connection: Connection | None, *, resolve: bool) -> None:
         """Keep what can be asked for if the answer to COMMIT is lost, of a transaction that has something to lose."""
@@ -426,7 +424,7 @@ class Ending(Guard):
         for recorder in self._runtime.recorders:
             try:
                 with apart():
-                    recorder.write_lost(transaction, transaction.changes, error, watched.bind_for)
+                    recorder.write_lost(transaction, transaction.changes, error, watched.written_bind)
             except Exception:
                 logger.exception("What %s had changed, and was rolled back, could not be written down", transaction)
 
@@ -516,6 +514,8 @@ class Ending(Guard):
         self._roll_back(self._stack[0], error)
 
     def _complete(self, transaction: Transaction, outcome: Outcome, error: BaseException | None) -> None:
+        if transaction._span is not None:
+            transaction._span.close()
         if transaction._started is not None and self._runtime.notify.wants(Completed):
             self._tell_of(Completed(transaction, outcome, error, transaction._duration()))
 

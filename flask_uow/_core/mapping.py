@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from copy import deepcopy
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
@@ -19,6 +17,7 @@ from sqlalchemy import (
     Enum,
     Integer,
     Interval,
+    LargeBinary,
     Numeric,
     String,
     Table,
@@ -31,9 +30,9 @@ from sqlalchemy import (
 from sqlalchemy.orm import ColumnProperty, InstanceState, Mapper, RelationshipProperty, Session
 from sqlalchemy.orm.exc import UnmappedColumnError
 
-from flask_uow._core.changes import NO_VALUE, UNLOADED, Layout, Row, tuple_getter
+from flask_uow._core.changes import NO_VALUE, UNLOADED, Layout, Row, copy_of, tuple_getter
 
-__all__ = ["Link", "Plan", "Source", "State", "plan_of"]
+__all__ = ["Link", "Plan", "Source", "State", "forget_plans", "plan_of"]
 
 State = InstanceState[Any]
 
@@ -58,6 +57,7 @@ class Plan:
 
     __slots__ = (
         "_asked",
+        "_changeable",
         "_deferred",
         "_key",
         "_mapper",
@@ -67,11 +67,13 @@ class Plan:
         "fresh",
         "links",
         "tables",
+        "version",
         "volatile",
     )
 
     def __init__(self, mapper: Mapper[Any]) -> None:
         self._mapper = mapper
+        self.version = _version
         self.entity: str = mapper.class_.__name__
         self.columns: dict[str, Column[Any]] = {}
         """The columns by the keys of the attributes; of one that stands for several, the first."""
@@ -103,6 +105,10 @@ class Plan:
         self.copied = frozenset(key for key, column in self.columns.items() if not isinstance(column.type, _CONSTANTS))
         """Attributes whose values somebody may change in place."""
 
+        self._changeable = frozenset(key for key in self.copied if not isinstance(self.columns[key].type, LargeBinary))
+        """Those of which a change in place is stored. SQLAlchemy has no old value of them, and none of those that were
+        written without being loaded; so they are fetched."""
+
         self.volatile = tuple(
             key for key, column in self.columns.items() if _changes_by_itself(column) or column is mapper.version_id_col
         )
@@ -115,23 +121,26 @@ class Plan:
             Link(prop) for prop in mapper.relationships if isinstance(prop.secondary, Table) and not prop.viewonly
         )
 
-    def detached(self, source: Source, untouched: Iterable[str]) -> Source:
-        """Return a copy without what somebody may change in place.
+    def detach(self, source: Source, written: Collection[str] | None) -> Source:
+        """Return *source* without what somebody may change in place, or itself if there is nothing.
 
         Args:
             source: The values.
-            untouched: Attributes that were not written; what they have may have been changed in place, unseen.
+            written: The attributes that were written; what others have may have been changed in place, unseen. None is
+                all.
         """
-        source = source.copy()
-        for key in untouched:
-            source.pop(key, None)
-        for key in self.copied & source.keys():
-            value = source[key]
-            if type(value) not in _IMMUTABLE:
-                # What cannot be copied is no reason for a flush to fail.
-                with suppress(Exception):
-                    source[key] = deepcopy(value)
-        return source
+        detached = source
+        for key in self.copied:
+            value = source.get(key)
+            copy = copy_of(value)
+            if copy is not value:
+                if detached is source:
+                    detached = source.copy()
+                if written is None or key in written:
+                    detached[key] = copy
+                else:
+                    del detached[key]
+        return detached
 
     def add_volatile(self, olds: Source, state: State) -> None:
         """Add what an UPDATE changes that was not written by anybody."""
@@ -156,7 +165,7 @@ class Plan:
         """
         unknown = {key for key, value in source.items() if value is NO_VALUE}
         expired = (state.expired_attributes - self._deferred) & self.columns.keys()
-        in_place = self.copied & state.dict.keys() - self._deferred
+        in_place = (self._changeable & state.dict.keys()) - self._deferred
         wanted = sorted((expired - (source.keys() - unknown)) | (unknown & (in_place | self._asked)))
         if not wanted or state.key is None:
             return _NOTHING
@@ -253,15 +262,25 @@ def _reader(keys: Sequence[str | None]) -> Callable[[Source], Row]:
     return read
 
 
+_version = 0
+"""Goes up when classes are mapped, which can add columns to tables that others are mapped to."""
+
+
+def forget_plans() -> None:
+    """Let each plan be made anew."""
+    global _version  # noqa: PLW0603 - it is one for the process, as the mappers are
+    _version += 1
+
+
 def plan_of(mapper: Mapper[Any]) -> Plan:
     """Return the plan of a mapper; made once."""
     plan: Plan | None = vars(mapper).get(_PLAN)
-    if plan is None:
+    if plan is None or plan.version != _version:
         plan = vars(mapper)[_PLAN] = Plan(mapper)
     return plan
 
 
-_layouts: WeakKeyDictionary[Table, dict[tuple[str, ...], Layout]] = WeakKeyDictionary()
+_layouts: WeakKeyDictionary[Table, dict[tuple[tuple[str, ...], int], Layout]] = WeakKeyDictionary()
 
 
 def layout_of(table: Table, known: Sequence[ColumnElement[Any]], otherwise: Sequence[ColumnElement[Any]]) -> Layout:
@@ -272,19 +291,21 @@ def layout_of(table: Table, known: Sequence[ColumnElement[Any]], otherwise: Sequ
         known: The columns that are known of its rows.
         otherwise: Those that tell its rows apart where the primary key is not known.
     """
-    columns: set[ColumnElement[Any]] = set(table.primary_key)
-    if not columns or not columns.issubset(known):
-        columns = set(otherwise or known)
-    names = tuple(column.name for column in table.columns if column in columns)
+    key: set[ColumnElement[Any]] = set(table.primary_key)
+    if not key or not key.issubset(known):
+        key = set(otherwise or known)
+    names = tuple(column.name for column in table.columns if column in key)
+    # A mapped class can add a column to the table of another.
+    columns = list(table.columns)
     layouts = _layouts.setdefault(table, {})
-    layout = layouts.get(names)
+    layout = layouts.get((names, len(columns)))
     if layout is None:
-        places = [place for place, column in enumerate(table.columns) if column.name in names]
-        layout = layouts[names] = Layout(
+        layout = layouts[names, len(columns)] = Layout(
             table.fullname,
-            [column.name for column in table.columns],
-            places,
-            [column.type.compare_values for column in table.columns],
+            [column.name for column in columns],
+            [place for place, column in enumerate(columns) if column in key],
+            [column.type.compare_values for column in columns],
+            copied=[place for place, column in enumerate(columns) if not isinstance(column.type, _CONSTANTS)],
         )
     return layout
 
@@ -319,5 +340,3 @@ def _is_one_of(primary_key: Sequence[ColumnElement[Any]], identities: Sequence[t
 
 _CONSTANTS: Final = (Boolean, Date, DateTime, Enum, Integer, Interval, Numeric, String, Time, Uuid)
 """Types whose values nobody can change in place."""
-
-_IMMUTABLE: Final = frozenset((type(None), bool, bytes, float, int, str))

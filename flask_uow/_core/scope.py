@@ -295,6 +295,9 @@ class Scope(Stack):
         self._plan = None
         try:
             self._abandon_guests()
+            if not self._stack and self._watched is not None and self._watched.record:
+                # What nobody has committed is rolled back, and those who listen are told.
+                self._by_hand()
             if self._stack:
                 self._roll_back_all(error)
         finally:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary, ref
 
-from sqlalchemy import Connection, Engine, NestedTransaction, Table, event, inspect
+from sqlalchemy import Connection, Engine, NestedTransaction, Table, event, insert, inspect
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, UnboundExecutionError
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
@@ -227,48 +228,64 @@ class WatchedSession:
         track(self.session, self.record)
         self._overseer.tracked(self.record)
 
-    def connection_for(self, table: Table) -> Connection:
-        """Return the connection of the transaction by which *table* is reached.
+    def written_connection(self, table: Table) -> Connection:
+        """Return the connection that was written over in the transaction, to write to *table* in the same.
 
         Raises:
-            ConfigurationError: It is reached by another than those that the transaction is on.
+            ConfigurationError: There are several, and it cannot be the same transaction for all.
         """
-        root, bind = self.session.get_transaction(), self.bind_for(table)
-        entry = None if root is None else root._connections.get(bind)
-        if entry is None:
+        written = list(self.record.connections) if self.record is not None else []
+        connections = written or self.connections()
+        if len(connections) > 1 and self.session.twophase:
+            # Those commit together.
+            with suppress(UnboundExecutionError):
+                bind = self.session.get_bind(clause=insert(table))
+                connections = [each for each in connections if bind in (each, each.engine)]
+        if len(connections) != 1:
             raise ConfigurationError(
                 f"The table {table.fullname!r}",
-                f"is in {bind!r}, and what was changed is in another database. What is to be kept in one transaction "
-                "has to be in one database: use a UnitOfWork for each.",
+                "cannot be written in the same transaction: several databases were changed, and each commits by "
+                "itself. Use a UnitOfWork for each database, with a trail of its own, or twophase=True.",
             )
-        return entry[0]
+        return connections[0]
 
-    def bind_for(self, table: Table) -> Engine | Connection:
-        """Return what the session reaches *table* by."""
-        return self.session.get_bind(clause=table)
+    def written_bind(self, table: Table) -> Engine | Connection:
+        """Return what to connect to, to write to *table* where the transaction has written that was rolled back.
+
+        Raises:
+            ConfigurationError: That was in several databases.
+        """
+        connection = self.written_connection(table)
+        return connection if connection in self._bound else connection.engine
 
     def _untrack(self) -> None:
         self.record = None
         untrack(self.session)
 
-    def _execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+    def _execute(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
         """Stand in for the method that all statements go through."""
         session = self.session
-        operation = described(statement)
-        if operation is not None and (self.record is not None or self._overseer.wants_changes()):
+        what = described(statement) if self._is_followed() else None
+        if what is not None:
             # Of an INSERT SQLAlchemy does not keep it by itself.
-            options = kwargs.get("execution_options") or {}
-            kwargs["execution_options"] = {**options, "preserve_rowcount": True}
+            kwargs["execution_options"] = {**(kwargs.get("execution_options") or {}), "preserve_rowcount": True}
         try:
-            result = type(session)._execute_internal(session, statement, *args, **kwargs)
+            result = type(session)._execute_internal(session, statement, params, **kwargs)
         except BaseException:
             # The traceback has this frame, and a cycle of SQLAlchemy's has the traceback.
             del self
             raise
         # One that a listener of the user's executes is inside the one that it was told of.
-        if operation is not None and self.record is not None and kwargs.get("_parent_execute_state") is None:
-            self.record.executed(operation, statement, result)
+        if what is not None and self.record is not None and kwargs.get("_parent_execute_state") is None:
+            self.record.executed(what, statement, params, result)
         return result
+
+    def _is_followed(self) -> bool:
+        """Whether what is executed now is written down; if it is the first of a transaction, that begins with it."""
+        if self.record is not None:
+            return True
+        root = self.session.get_transaction()
+        return (root is None or not root._connections) and self._overseer.wants_changes()
 
     def _prepare(self) -> None:
         """Stand in for the method that flushes before COMMIT, and listeners may swallow what goes wrong in that."""

@@ -12,10 +12,10 @@ from sqlalchemy.orm import LoaderCallableStatus, Mapper, Session, UOWTransaction
 
 from flask_uow._core.changes import NO_VALUE, ChangeSet, Entry, Layout, Row
 from flask_uow._core.ledger import Ledger
-from flask_uow._core.mapping import Link, Plan, Source, State, plan_of
-from flask_uow._core.statements import Described, bulk_change
+from flask_uow._core.mapping import Link, Plan, Source, State, forget_plans, plan_of
+from flask_uow._core.statements import Described, bulk_changes, connection_of
 
-__all__ = ["Record", "Span", "track", "untrack"]
+__all__ = ["Record", "Span", "listen_to_writes", "track", "untrack"]
 
 
 class _Kind(Enum):
@@ -47,10 +47,27 @@ class Record:
         is_complete: Whether the transaction has written nothing yet.
     """
 
-    __slots__ = ("_about_to_write", "_flush", "_ledger", "_made", "_may_replace", "_replaced", "_writes", "is_complete")
+    __slots__ = (
+        "_about_to_write",
+        "_flush",
+        "_ledger",
+        "_made",
+        "_may_replace",
+        "_replaced",
+        "_writes",
+        "connections",
+        "is_complete",
+        "is_recorded",
+    )
 
     def __init__(self, about_to_write: Callable[[], None], *, is_complete: bool) -> None:
         self.is_complete = is_complete
+        self.is_recorded = False
+        """Whether the recorders have written it down: with several databases they could be asked more than once."""
+
+        self.connections: dict[Connection, None] = {}
+        """Those that were written over."""
+
         self._about_to_write = about_to_write
         self._ledger: Ledger[Entry] = Ledger()
         self._made: dict[tuple[int, int], ChangeSet] = {}
@@ -93,6 +110,10 @@ class Record:
             entries = list(self._ledger)[slice(*place)]
             changes = self._made[place] = ChangeSet.of(entries, is_complete=self.is_complete)
         return changes
+
+    def fresh_changes(self) -> ChangeSet:
+        """Return the net change of all, in values that nobody else has."""
+        return ChangeSet.of(list(self._ledger), is_complete=self.is_complete)
 
     # What the mappers tell, of each object before it is written: as little is done as can be, for there may be many
 
@@ -168,22 +189,35 @@ class Record:
                 else:
                     before, after = olds, olds | now
             if plan.copied:
-                untouched = plan.copied - olds.keys() - state.committed_state.keys() if kind is _UPDATE else ()
-                before = None if before is None else plan.detached(before, untouched)
-                after = None if after is None else plan.detached(after, untouched)
+                written = {**olds, **state.committed_state} if kind is _UPDATE else None
+                before = None if before is None else plan.detach(before, written)
+                after = None if after is None else plan.detach(after, written)
             for layout, read in plan.tables:
                 was = None if before is None else read(before)
                 append((layout, plan.entity, was, None if after is None else read(after)))
         entries.extend((layout, None, was, has) for layout, was, has in _linked(session, flush, writes, replaced))
         self._ledger.extend(entries)
 
-    def executed(self, operation: Described, statement: object, result: object) -> None:
+    def executed(self, what: Described, statement: object, parameters: object, result: object) -> None:
         """Write down what a statement has done."""
-        change = bulk_change(operation, statement, result)
-        if change is not None:
+        changes = list(bulk_changes(what, statement, parameters, result))
+        if changes:
+            connection = connection_of(result)
+            if connection is not None:
+                self.connections[connection] = None
             self._made.clear()
             self._about_to_write()
-            self._ledger.add(change)
+            self._ledger.extend(changes)
+
+    def close(self) -> None:
+        """Let go of what is needed only as long as more can come."""
+        self.begin_flush(None)
+        self.connections.clear()
+        self._about_to_write = _mark_nothing
+
+
+def _mark_nothing() -> None:
+    """Stand in for who takes marks, when there is nothing to mark any more."""
 
 
 class Span:
@@ -216,8 +250,10 @@ class Span:
     def end(self) -> None:
         """Let nothing more be in it."""
         self._until = self._record.mark()
-        # Of a flush that has failed.
-        self._record.begin_flush(None)
+
+    def close(self) -> None:
+        """Let nothing more be in the record."""
+        self._record.close()
 
     def forget(self) -> None:
         """Let nothing be in it: it is rolled back."""
@@ -291,7 +327,7 @@ _records: Final[dict[int | None, Record]] = {}
 
 def track(session: Session, record: Record) -> None:
     """Write down in *record* what *session* does from now on."""
-    _listen()
+    listen_to_writes()
     _records[session.hash_key] = record
 
 
@@ -301,11 +337,13 @@ def untrack(session: Session) -> None:
 
 
 @cache
-def _listen() -> None:
+def listen_to_writes() -> None:
     """Listen to all mappers and sessions, from the first one on that is followed.
 
-    First, for a listener of the user's may raise.
+    Call it when it is known that somebody will be, before there are requests: SQLAlchemy does not expect that the
+    listeners of a class change while others are called. They come first, for one of the user's may raise.
     """
+    event.listen(Mapper, "after_configured", forget_plans)
     for name, listener in (
         ("before_insert", _before_insert),
         ("before_update", _before_update),
@@ -325,18 +363,21 @@ def _before_flush(session: Session, flush: UOWTransaction, _objects: object) -> 
 def _before_insert(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     record = _records.get(state.session_id)
     if record is not None:
+        record.connections[connection] = None
         record.inserts(mapper, connection, state)
 
 
 def _before_update(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     record = _records.get(state.session_id)
     if record is not None:
+        record.connections[connection] = None
         record.updates(mapper, connection, state)
 
 
 def _before_delete(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     record = _records.get(state.session_id)
     if record is not None:
+        record.connections[connection] = None
         record.deletes(mapper, connection, state)
 
 
