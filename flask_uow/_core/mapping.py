@@ -17,7 +17,6 @@ from sqlalchemy import (
     Enum,
     Integer,
     Interval,
-    LargeBinary,
     Numeric,
     String,
     Table,
@@ -57,7 +56,6 @@ class Plan:
 
     __slots__ = (
         "_asked",
-        "_changeable",
         "_deferred",
         "_key",
         "_mapper",
@@ -104,10 +102,6 @@ class Plan:
 
         self.copied = frozenset(key for key, column in self.columns.items() if not isinstance(column.type, _CONSTANTS))
         """Attributes whose values somebody may change in place."""
-
-        self._changeable = frozenset(key for key in self.copied if not isinstance(self.columns[key].type, LargeBinary))
-        """Those of which a change in place is stored. SQLAlchemy has no old value of them, and none of those that were
-        written without being loaded; so they are fetched."""
 
         self.volatile = tuple(
             key for key, column in self.columns.items() if _changes_by_itself(column) or column is mapper.version_id_col
@@ -160,13 +154,13 @@ class Plan:
     def learn(self, source: Source, state: State, connection: Connection) -> Source:
         """Put values into *source* that the database has still, and the session has not, and return others.
 
-        Those that were expired are wanted, and of those that were changed in place the old ones. Others were never
-        loaded, and nobody has asked for them.
+        What was expired is wanted, and what was changed in place. What is deferred, by the mapper or by the query (then
+        the state has a way to load it), was never loaded, and nobody has asked for it.
         """
         unknown = {key for key, value in source.items() if value is NO_VALUE}
-        expired = (state.expired_attributes - self._deferred) & self.columns.keys()
-        in_place = (self._changeable & state.dict.keys()) - self._deferred
-        wanted = sorted((expired - (source.keys() - unknown)) | (unknown & (in_place | self._asked)))
+        unasked = self._deferred.union(state.callables)
+        expired = state.expired_attributes - (source.keys() - unknown)
+        wanted = sorted((((unknown | expired) - unasked) | (unknown & self._asked)) & self.columns.keys())
         if not wanted or state.key is None:
             return _NOTHING
         identity = tuple(state.key[1])

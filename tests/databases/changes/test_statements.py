@@ -84,7 +84,7 @@ def test_executemany(db: UnitOfWork, told: Told) -> None:
 
 
 def test_sets_of_parameters(db: UnitOfWork, any_engine: Engine, told: Told) -> None:
-    """Rows that the ORM writes without objects are told by each table that they are in; without any there is nothing."""
+    """Rows that the ORM writes without objects are told by each of their tables; without any there is nothing."""
     with db.transaction() as session:
         session.execute(insert(Person), [{"id": key, "name": "Ada"} for key in (1, 2, 3)])
         session.execute(insert(Dog), [{"id": 1, "name": "Rex", "tricks": 3}])

@@ -282,14 +282,27 @@ def test_version(db: UnitOfWork, any_engine: Engine, told: Told) -> None:
     ]
 
 
-def test_flag_modified_without_a_change(db: UnitOfWork, any_engine: Engine, told: Told) -> None:
-    """An attribute that is said to have changed, and cannot have in place, is told as one that was not loaded."""
+def test_flag_modified_is_no_change(db: UnitOfWork, any_engine: Engine, told: Told) -> None:
+    """An UPDATE that writes what was there changes nothing."""
     given(any_engine, ada())
 
     with db.transaction() as session:
         flag_modified(session.get_one(Person, 1), "name")
 
-    assert told.changes == [Change("update", "Person", "person", (1,), {}, {"name": "Ada"})]
+    assert told.changes == []
+
+
+def test_written_before_the_rest_is_loaded(db: UnitOfWork, any_engine: Engine, told: Told) -> None:
+    """What was expired and written has its old value, also when the other attributes are loaded after that."""
+    given(any_engine, ada())
+
+    with db.transaction() as session:
+        person = session.get_one(Person, 1)
+        session.expire(person)
+        person.name = "Grace"
+        assert person.age == 36
+
+    assert told.changes == [Change("update", "Person", "person", (1,), {"name": "Ada"}, {"name": "Grace"})]
 
 
 # Deferred columns
