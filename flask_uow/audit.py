@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from inspect import iscoroutinefunction
@@ -319,7 +319,7 @@ def _all_metadata(given: Any) -> list[MetaData]:
 
 
 @contextmanager
-def _transaction_on(bind: Engine | Connection) -> Iterator[Connection]:
+def _transaction_on(bind: Engine | Connection) -> Generator[Connection]:
     """Begin a transaction of its own, or where all share a connection, as in a test, a savepoint."""
     if isinstance(bind, Engine):
         with bind.begin() as connection:

@@ -13,7 +13,7 @@ from operator import is_not, itemgetter
 from typing import Any, Final, Literal, NamedTuple, Self, overload
 from uuid import UUID
 
-from sqlalchemy.ext.mutable import MutableBase
+from sqlalchemy.ext.mutable import MutableDict, MutableList
 from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.util import immutabledict
 
@@ -168,9 +168,10 @@ def copy_of(value: Any) -> Any:
     kind = type(value)
     if kind in _IMMUTABLE:
         return value
-    if kind is dict or (isinstance(value, MutableBase) and isinstance(value, dict)):
+    # Those of SQLAlchemy's that know their owners become plain ones.
+    if kind is dict or isinstance(value, MutableDict):
         return {key: copy_of(each) for key, each in value.items()}
-    if kind is list or (isinstance(value, MutableBase) and isinstance(value, list)):
+    if kind is list or isinstance(value, MutableList):
         return [copy_of(each) for each in value]
     try:
         return deepcopy(value)
@@ -223,7 +224,7 @@ class _Fate:
                 for was, now, known in zip(self.before, self.after, before, strict=True)
             )
         self.after = after and tuple(
-            was if now is UNLOADED else now for was, now in zip(self.after, after, strict=True)
+            was if now is UNLOADED or now is NO_VALUE else now for was, now in zip(self.after, after, strict=True)
         )
 
     def comes_back(self, entity: str | None, after: Row) -> None:

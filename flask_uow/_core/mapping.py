@@ -59,6 +59,7 @@ class Plan:
         "_deferred",
         "_key",
         "_mapper",
+        "_wanted",
         "columns",
         "copied",
         "entity",
@@ -99,6 +100,9 @@ class Plan:
 
         self._asked = frozenset(key for key, prop in properties.items() if prop.deferred and prop.active_history)
         """Those that are deferred, and loaded for it."""
+
+        self._wanted = self.columns.keys() - self._deferred
+        """All others."""
 
         self.copied = frozenset(key for key, column in self.columns.items() if not isinstance(column.type, _CONSTANTS))
         """Attributes whose values somebody may change in place."""
@@ -145,10 +149,10 @@ class Plan:
     def deleted(self, state: State, connection: Connection) -> Source:
         """Return what a DELETE of an instance removes, as far as that is or can be known."""
         source: Source = state.dict | state.committed_state
-        if state.expired_attributes or state.committed_state or self._asked:
-            for key in self._asked - source.keys():
+        if state.committed_state or not self._wanted <= source.keys():
+            for key in self._wanted - source.keys():
                 source[key] = NO_VALUE
-            source.update(self.learn(source, state, connection))
+            self.learn(source, state, connection)
         return source
 
     def learn(self, source: Source, state: State, connection: Connection) -> Source:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Iterator
-from typing import assert_type
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
+from typing import Any, Literal, assert_type
 
 from flask import Blueprint, Flask
 from flask.views import MethodView
 from sqlalchemy import create_engine
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Session, scoped_session, sessionmaker
 
 from flask_uow import (
     Backoff,
+    BulkChange,
+    Change,
+    ChangeSet,
     HookError,
     Outcome,
     Propagation,
@@ -25,6 +28,7 @@ from flask_uow import (
     on_rollback,
     transactional,
 )
+from flask_uow.audit import AuditEntry, AuditTrail
 
 
 class OwnSession(Session):
@@ -315,6 +319,39 @@ assert_type(current_transaction.state, State)
 assert_type(current_transaction.outcome, Outcome | None)
 assert_type(current_transaction.set_rollback_only(), None)
 assert_type(uow.set_rollback_only(), None)
+
+
+# Changes, and the audit trail
+
+changes = current_transaction.changes
+
+assert_type(changes, ChangeSet)
+assert_type(changes[0], Change | BulkChange)
+assert_type(changes[:2], tuple[Change | BulkChange, ...])
+assert_type(len(changes), int)
+assert_type(changes.is_complete, bool)
+
+
+def looking() -> None:
+    for change in changes:
+        if isinstance(change, BulkChange):
+            assert_type(change.rowcount, int)
+        else:
+            assert_type(change.operation, Literal["insert", "update", "delete"])
+            assert_type(change.entity, str | None)
+            assert_type(change.identity, tuple[Any, ...])
+            assert_type(change.before, Mapping[str, Any])
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+trail = AuditTrail(uow, Base, actor=lambda: "jane", independent=True)
+assert_type(trail.history(Base, 1), list[AuditEntry])
+assert_type(trail.history(Base, 1)[0].before, Mapping[str, Any] | None)
+AuditTrail(app, Base)  # type: ignore[arg-type]
+AuditTrail(uow, Base, actor="jane")  # type: ignore[arg-type]
 
 
 # The drop-in, and errors

@@ -50,7 +50,7 @@ from .models import ADA, GRACE, Account, Base, Receipt, Transfer, restore
 uow = UnitOfWork(lambda: Session(current_app.extensions["bank.engine"]))
 
 # Who has changed what is stored with the change: "flask --app docs/examples/bank uow audit" prints it.
-AuditTrail(uow, Base, actor=lambda: actor())
+AuditTrail(uow, Base, actor=lambda: actor())  # noqa: PLW0108 - it is defined below
 
 bank = Blueprint("bank", __name__)
 
