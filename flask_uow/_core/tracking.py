@@ -22,14 +22,17 @@ class _Kind(Enum):
     """What a flush does to one object."""
 
     INSERT = "insert"
+    GIVE_WAY = "give way"
+    """Delete it, and let its row be another's, which is inserted in the same flush: SQLAlchemy makes that an UPDATE."""
+
     REPLACE = "replace"
-    """Insert it in the place of another, which is deleted in the same flush: SQLAlchemy makes that an UPDATE."""
+    """Insert it in the place of such a one."""
 
     UPDATE = "update"
     DELETE = "delete"
 
 
-_INSERT, _REPLACE, _UPDATE, _DELETE = _Kind
+_INSERT, _GIVE_WAY, _REPLACE, _UPDATE, _DELETE = _Kind
 
 _Write = tuple[State, _Kind, Plan, Source, Source]
 """An object, what a flush does to it, how its rows are read, the values that are replaced or removed, and others."""
@@ -53,7 +56,6 @@ class Record:
         "_ledger",
         "_made",
         "_may_replace",
-        "_replaced",
         "_writes",
         "connections",
         "is_complete",
@@ -82,9 +84,6 @@ class Record:
         self._may_replace: bool | None = None
         """Whether it also deletes objects, whose rows new ones may take over; None is not known yet."""
 
-        self._replaced: list[State] = []
-        """Those of which one did."""
-
     def __len__(self) -> int:
         return len(self._ledger)
 
@@ -100,7 +99,7 @@ class Record:
 
     def begin_flush(self, flush: UOWTransaction | None) -> None:
         """Learn that a flush begins, or that one that has failed is over."""
-        self._flush, self._writes, self._replaced, self._may_replace = flush, [], [], None
+        self._flush, self._writes, self._may_replace = flush, [], None
 
     def changes(self, since: int, until: int | None) -> ChangeSet:
         """Return the net change between two marks; None is the end."""
@@ -128,9 +127,10 @@ class Record:
         if replaced is None:
             self._writes.append((state, _INSERT, plan, _NOTHING, _NOTHING))
         else:
-            olds = dict.fromkeys(plan.columns, NO_VALUE) | plan_of(replaced.mapper).deleted(replaced, connection)
-            self._writes.append((state, _REPLACE, plan, olds, _NOTHING))
-            self._replaced.append(replaced)
+            its_plan = plan_of(replaced.mapper)
+            olds = its_plan.deleted(replaced, connection)
+            self._writes.append((replaced, _GIVE_WAY, its_plan, olds, _NOTHING))
+            self._writes.append((state, _REPLACE, plan, dict.fromkeys(plan.columns, NO_VALUE) | olds, _NOTHING))
 
     def _replaced_by(self, mapper: Mapper[Any], state: State) -> State | None:
         """Return the object that is deleted in the same flush, and whose row SQLAlchemy lets the new one have."""
@@ -165,7 +165,7 @@ class Record:
 
     def flushed(self, session: Session, flush: UOWTransaction) -> None:
         """Write down what a flush has done."""
-        writes, replaced = self._writes, self._replaced
+        writes = self._writes
         self.begin_flush(None)
         self._made.clear()
         self._about_to_write()
@@ -173,9 +173,9 @@ class Record:
         entries: list[Entry] = []
         append = entries.append
         for state, kind, plan, olds, known in writes:
-            if kind is _DELETE:
+            if kind is _DELETE or kind is _GIVE_WAY:
                 before: Source | None = olds
-                after: Source | None = None
+                after: Source | None = None if kind is _DELETE else olds
             else:
                 now: Source = fetched.get(state, state.dict)
                 before, after = None, now
@@ -195,7 +195,7 @@ class Record:
             for layout, read in plan.tables:
                 was = None if before is None else read(before)
                 append((layout, plan.entity, was, None if after is None else read(after)))
-        entries.extend((layout, None, was, has) for layout, was, has in _linked(session, flush, writes, replaced))
+        entries.extend((layout, None, was, has) for layout, was, has in _linked(session, flush, writes))
         self._ledger.extend(entries)
 
     def executed(self, what: Described, statement: object, parameters: object, result: object) -> None:
@@ -266,7 +266,7 @@ def _fetch(session: Session, writes: Iterable[_Write]) -> dict[State, Source]:
     sources: dict[State, Source] = {}
     missing: dict[tuple[Plan, tuple[str, ...]], list[Source]] = {}
     for state, kind, plan, olds, _ in writes:
-        if state.expired_attributes and kind is not _DELETE:
+        if state.expired_attributes and kind is not _DELETE and kind is not _GIVE_WAY:
             keys = plan.missing(state, None if kind is _INSERT else olds)
             if keys:
                 sources[state] = olds | state.dict
@@ -277,17 +277,18 @@ def _fetch(session: Session, writes: Iterable[_Write]) -> dict[State, Source]:
 
 
 def _linked(
-    session: Session, flush: UOWTransaction, writes: Iterable[_Write], replaced: Iterable[State]
+    session: Session, flush: UOWTransaction, writes: Iterable[_Write]
 ) -> Iterator[tuple[Layout, Row | None, Row | None]]:
     """Yield what a flush has done to the rows of association tables, before and after.
 
     A relationship and its reverse tell of the same rows.
     """
     told: set[tuple[Layout, Row | None, Row | None]] = set()
-    deletions = {state: kind is _DELETE for state, kind, plan, _, _ in writes if plan.links}
-    deletions.update((state, True) for state in replaced)
-    for state, is_deletion in deletions.items():
-        for link in plan_of(state.mapper).links:
+    linked = [
+        (state, plan.links, kind is _DELETE or kind is _GIVE_WAY) for state, kind, plan, _, _ in writes if plan.links
+    ]
+    for state, links, is_deletion in linked:
+        for link in links:
             for was, now in _rows(link, session, flush, state, is_deletion=is_deletion):
                 if (link.layout, was, now) not in told:
                     told.add((link.layout, was, now))
