@@ -90,6 +90,9 @@ class AuditTrail:
         self._opt_in = opt_in
         self._independent = independent
         self._rules: dict[str, Rule] = {}
+        for each in self._metadata:
+            for table in each.tables.values():
+                self._rule(table)
         self.table: Table = table_in(self._metadata[0], table_name)
         """The table, for queries of your own."""
 
@@ -107,7 +110,12 @@ class AuditTrail:
 
     def look(self, transaction: Transaction, /) -> Circumstances:
         """Return who does it, and where; see `Recorder`."""
-        return self._circumstances(transaction, None if self._actor is None else self._actor())
+        try:
+            actor = None if self._actor is None else self._actor()
+        except Exception as error:
+            error.add_note("It was raised by the actor of the audit trail, without whom nothing is committed.")
+            raise
+        return self._circumstances(transaction, actor)
 
     def write(
         self,
@@ -230,8 +238,14 @@ class AuditTrail:
 
     # Reading
 
+    @property
+    def tables(self) -> list[str]:
+        """The names of the tables whose changes are written, in alphabetical order."""
+        every = (table for metadata in self._metadata for table in metadata.tables.values())
+        return sorted(table.fullname for table in every if table is not self.table and not self._is_left_out(table))
+
     def history(self, target: object, identity: object = None) -> list[AuditEntry]:
-        """Return what has become of one object, in order.
+        """Return what has become of one object, in order: what was committed of the rows that have its primary key.
 
         Args:
             target: A mapped object; or a mapped class, or the name of a table, whose *identity* is given.
@@ -252,7 +266,9 @@ class AuditTrail:
     ) -> list[AuditEntry]:
         columns = self.table.c
         keys = {key_text(key), key_text(key, is_hidden=True)}
-        query = select(self.table).where(columns.table_name.in_(tables), columns.primary_key.in_(keys))
+        query = select(self.table).where(
+            columns.table_name.in_(tables), columns.primary_key.in_(keys), columns.outcome == str(Outcome.COMMITTED)
+        )
         if until is not None:
             query = query.where(columns.id < until)
         entries = self._read(query.order_by(columns.id))
@@ -361,7 +377,7 @@ def _name(table: Any) -> str:
 
 def _key_before(entry: AuditEntry, tables: Mapping[str, Sequence[str]]) -> tuple[Any, ...] | None:
     """Return the primary key that a row had before an entry has changed it."""
-    if entry.operation != "update" or entry.outcome != "committed" or entry.primary_key is None:
+    if entry.operation != "update" or entry.primary_key is None:
         return None
     names, before = tables[str(entry.table)], entry.before or {}
     if not any(name in before for name in names):

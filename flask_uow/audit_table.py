@@ -25,7 +25,7 @@ from sqlalchemy import (
     Table,
     Text,
 )
-from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.dialects import mysql
 
 from flask_uow.errors import ConfigurationError
 
@@ -102,8 +102,8 @@ def table_in(metadata: MetaData, name: str) -> Table:
     def optional(name: str, kind: Any) -> Column[Any]:
         return Column(name, kind, nullable=True)
 
-    # A null is a null, and no JSON that says so. JSONB can be indexed.
-    document = JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+    # A null is a null, and no JSON that says so.
+    document = JSON(none_as_null=True)
     return Table(
         name,
         metadata,

@@ -36,6 +36,11 @@ class _Trail(Protocol):
         """Return where they are."""
         ...
 
+    @property
+    def tables(self) -> list[str]:
+        """Return the tables whose changes they are."""
+        ...
+
     def entries(self, *, table: str | None, keys: Sequence[Sequence[object]], limit: int) -> list[AuditEntry]:
         """Return its last entries."""
         ...
@@ -66,6 +71,8 @@ def audit(table: str | None, key: tuple[str, ...], **options: Any) -> None:
         raise click.ClickException(
             f"The trail cannot be read: {error.orig}. Is its table there? create_all() or a migration makes it."
         ) from error
+    if table is not None and not entries and table not in trail.tables:
+        raise click.ClickException(f"There is no table {table!r} in this trail. It has: {', '.join(trail.tables)}.")
     for line in _LINES[options["form"]](entries):
         click.echo(_printable(line))
 
@@ -79,21 +86,22 @@ def _trail(name: str | None, log: str | None) -> _Trail:
     found: Mapping[str, _Owner] = current_app.extensions.get("uow", {})
     if name is not None and name not in found:
         raise click.ClickException(f"The app has no UnitOfWork called {name!r}. It has: {', '.join(map(repr, found))}.")
-    trails = [
+    every = [
         (owner, recorder)
         for owner, each in found.items()
         for recorder in each._recorders
-        if isinstance(recorder, _Trail) and name in (None, owner) and log in (None, recorder.table.name)
+        if isinstance(recorder, _Trail)
     ]
-    if not trails:
+    if not every:
         raise click.ClickException(
-            "There is no such audit trail. Make one where the UnitOfWork is: AuditTrail(uow, Base), from "
-            "flask_uow.audit."
+            "There is no audit trail. Make one where the UnitOfWork is: AuditTrail(uow, Base), from flask_uow.audit."
         )
-    if len(trails) > 1:
-        several = ", ".join(f"--name {owner} --trail {trail.table.name}" for owner, trail in trails)
-        raise click.ClickException(f"There are several audit trails. Add one of: {several}.")
-    return trails[0][1]
+    meant = [each for each in every if name in (None, each[0]) and log in (None, each[1].table.name)]
+    if len(meant) != 1:
+        several = ", ".join(f"--name {owner} --trail {trail.table.name}" for owner, trail in meant or every)
+        count = "several audit trails" if meant else "no such audit trail"
+        raise click.ClickException(f"There are {count}. Add one of: {several}.".replace("are no", "is no"))
+    return meant[0][1]
 
 
 def _printable(line: str) -> str:

@@ -115,4 +115,4 @@ class Publisher:
             except Exception:
                 if signal is before_commit:
                     raise
-                logger.exception("A receiver of the signal %s failed: %r", signal.name, receiver)
+                logger.exception("A receiver of the signal %s failed: %r", signal.name.replace("-", "_"), receiver)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import io
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from flask import Flask, g, has_app_context
 from sqlalchemy import (
@@ -33,6 +36,7 @@ from sqlalchemy import (
     bindparam,
     create_engine,
     event,
+    inspect,
     select,
     text,
     update,
@@ -623,10 +627,13 @@ def test_raising_actor_keeps_everything_from_committing(uow: UnitOfWork, engine:
 
     AuditTrail(uow, Base, actor=actor)
 
-    with pytest.raises(LookupError, match="who"), uow.transaction() as session:
+    with pytest.raises(LookupError, match="who") as caught, uow.transaction() as session:
         session.add(Book(title="Emma"))
 
     assert books(engine) == []
+    assert caught.value.__notes__ == [
+        "It was raised by the actor of the audit trail, without whom nothing is committed."
+    ]
 
 
 def test_actor_may_use_the_session(uow: UnitOfWork, engine: Engine) -> None:
@@ -827,6 +834,37 @@ def test_alembic_sees_the_table(server: Engine) -> None:
 
     assert [table.name for _, table in missing] == ["audit_log"]
     assert own == []
+
+
+ENV = """
+from alembic import context
+
+with context.config.attributes["engine"].connect() as connection:
+    context.configure(connection=connection, target_metadata=context.config.attributes["metadata"])
+    with context.begin_transaction():
+        context.run_migrations()
+"""
+
+
+def test_alembic_writes_a_migration_that_runs(server: Engine, tmp_path: Path) -> None:
+    """The migration that autogenerate writes makes the table, and leaves nothing to be done."""
+    TABLE.drop(server)
+    config = Config(str(tmp_path / "alembic.ini"), stdout=io.StringIO())
+    config.attributes.update(engine=server, metadata=Base.metadata)
+    command.init(config, str(tmp_path / "migrations"))
+    (tmp_path / "migrations" / "env.py").write_text(ENV)
+    try:
+        command.revision(config, "Add the audit log", autogenerate=True)
+        command.upgrade(config, "head")
+        with server.connect() as connection:
+            context = MigrationContext.configure(connection)
+            own = [change for change in compare_metadata(context, Base.metadata) if "audit_log" in str(change)]
+            there = inspect(connection).has_table("audit_log")
+    finally:
+        with server.begin() as connection:
+            connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
+
+    assert (there, own) == (True, [])
 
 
 def test_two_phase_commit(postgresql: Engine) -> None:
@@ -1092,6 +1130,20 @@ def test_history_follows_a_key_that_changes(uow: UnitOfWork, trail: AuditTrail, 
     assert [(entry.operation, entry.primary_key) for entry in history] == [("insert", (1,)), ("update", (2,))]
 
 
+def test_history_without_attempts(uow: UnitOfWork, survivor: AuditTrail) -> None:
+    """What was rolled back has not become of it."""
+    with uow.transaction() as session:
+        session.add(Shelf(id=1))
+        session.flush()
+        uow.set_rollback_only()
+    with uow.transaction() as session:
+        session.add(Shelf(id=1))
+
+    with uow.transaction():
+        assert [entry.outcome for entry in survivor.history(Shelf, 1)] == ["committed"]
+        assert [entry.outcome for entry in survivor.entries()] == ["rolled_back", "committed"]
+
+
 def test_history_of_what_is_gone(uow: UnitOfWork, trail: AuditTrail) -> None:
     """A deleted object still says what became of it."""
     with uow.transaction() as session:
@@ -1163,6 +1215,15 @@ def test_wrong_options(uow: UnitOfWork, engine: Engine, options: dict[str, Any],
     with uow.transaction() as session:
         session.add(Book(title="Emma"))
     assert written(engine) == []
+
+
+def test_wrong_info_is_told_at_once(uow: UnitOfWork, engine: Engine) -> None:
+    """What cannot be understood in the metadata is an error where the trail is made."""
+    metadata = MetaData()
+    Table("t", metadata, Column("id", Integer, primary_key=True, info={"audit": "masked"}))
+
+    with pytest.raises(ConfigurationError, match=r"The column t.id has info="):
+        AuditTrail(uow, metadata)
 
 
 def test_twice(uow: UnitOfWork, trail: AuditTrail) -> None:

@@ -206,7 +206,7 @@ def test_no_trail(app: Flask) -> None:
     result = run(app, "audit")
 
     assert result.exit_code == 1
-    assert "There is no such audit trail. Make one where the UnitOfWork is: AuditTrail(uow, Base)" in result.output
+    assert "There is no audit trail. Make one where the UnitOfWork is: AuditTrail(uow, Base)" in result.output
 
 
 def test_several_trails(app: Flask, trail: AuditTrail, engine: Engine) -> None:
@@ -220,6 +220,7 @@ def test_several_trails(app: Flask, trail: AuditTrail, engine: Engine) -> None:
     still_ambiguous = run(app, "audit", "--name", "reports")
     named = run(app, "audit", "--name", "reports", "--trail", "another_log")
     wrong = run(app, "audit", "--name", "report")
+    wrong_too = run(app, "audit", "--trail", "log")
     Base.metadata.tables["another_log"].drop(engine)
     Base.metadata.remove(Base.metadata.tables["another_log"])
 
@@ -230,6 +231,7 @@ def test_several_trails(app: Flask, trail: AuditTrail, engine: Engine) -> None:
     assert "Add one of: --name reports --trail audit_log, --name reports" in still_ambiguous.output
     assert named.output == "No entries.\n"
     assert "The app has no UnitOfWork called 'report'. It has: 'default', 'reports'." in wrong.output
+    assert "There is no such audit trail. Add one of: --name default --trail audit_log, --name" in wrong_too.output
 
 
 def test_forged_lines(app: Flask, trail: AuditTrail, engine: Engine) -> None:
@@ -245,6 +247,12 @@ def test_forged_lines(app: Flask, trail: AuditTrail, engine: Engine) -> None:
         connection.execute(insert(trail.table).values({**values, **forged}))
 
     assert run(app, "audit").output == "2026-01-02 00:00:00 bob\\n2026-01-01 admin\\x1b[2K: delete account 1\n"
+
+
+def test_table_that_is_not_there(app: Flask, trail: AuditTrail) -> None:
+    """A misspelt table is an error, and not an empty trail."""
+    assert "There is no table 'acount' in this trail. It has: account, entry." in run(app, "audit", "acount").output
+    assert run(app, "audit", "entry").output == "No entries.\n"
 
 
 def test_missing_table(app: Flask, trail: AuditTrail, engine: Engine) -> None:

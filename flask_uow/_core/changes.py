@@ -201,6 +201,9 @@ It is a plain tuple, because there are as many as there are rows.
 Entry = RowChange | BulkChange
 
 
+_Key = tuple[Layout, tuple[Any, ...]]
+
+
 class _Fate:
     """What has become of one row over all flushes."""
 
@@ -213,6 +216,23 @@ class _Fate:
 
         self.before = before
         self.after = after
+
+    @property
+    def old_key(self) -> _Key:
+        """The table, and the primary key that the row had."""
+        assert self.before is not None
+        return self.layout, self.layout.identity(self.before)
+
+    @property
+    def new_key(self) -> _Key:
+        """The table, and the primary key that it has."""
+        assert self.after is not None
+        return self.layout, self.layout.identity(self.after)
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether its primary key is another."""
+        return self.before is not None and self.after is not None and self.old_key != self.new_key
 
     def goes_on(self, entity: str | None, before: Row, after: Row | None) -> None:
         """Let another flush change the row, or delete it; what it knows of columns that none has touched is old."""
@@ -256,7 +276,7 @@ def net(entries: Iterable[Entry]) -> Iterator[Change | BulkChange]:
     An insert and its updates are one insert, an insert and its deletion are nothing, and so is an update back to the
     old values.
     """
-    for each in _fates(entries):
+    for each in _settled(_fates(entries)):
         change = each if isinstance(each, BulkChange) else _change(each)
         if change is not None:
             yield change
@@ -294,6 +314,31 @@ def _fates(entries: Iterable[Entry]) -> list[_Fate | BulkChange]:
             alive[layout][layout.identity(after)] = fate
         elif fate.before is not None:
             gone[layout][layout.identity(fate.before)] = fate
+    return fates
+
+
+def _settled(fates: list[_Fate | BulkChange]) -> list[_Fate | BulkChange]:
+    """Let a row that has moved to the key of another be that one, so that no key is told twice."""
+    rows = [each for each in fates if isinstance(each, _Fate)]
+    moved = [fate for fate in rows if fate.has_moved]
+    while moved:
+        removed = {fate.old_key for fate in rows if fate.after is None and fate.before is not None}
+        met = [fate for fate in moved if fate.new_key in removed]
+        if not met:
+            break
+        for fate in met:
+            moved.remove(fate)
+            other = _Fate(fate.layout, fate.entity, None, fate.after)
+            fate.after = None
+            rows.append(other)
+            fates.append(other)
+
+    inserted = {fate.new_key: fate for fate in rows if fate.before is None and fate.after is not None}
+    for fate in rows:
+        if fate.before is not None and fate.after is None and (other_row := inserted.get(fate.old_key)) is not None:
+            assert other_row.after is not None
+            fate.comes_back(other_row.entity, other_row.after)
+            other_row.after = None
     return fates
 
 

@@ -373,18 +373,20 @@ def tell_after_rollback(
     why = f" because of {type(error).__name__}" if error else ""
     note("after_rollback", f"The work of {transaction.id[:8]} was rolled back{why}. Nothing of it is stored.")
     for change in changes:
-        note("rollback of a change", f"{actor()} has not {description(change)}.")
+        note("rollback of a change", f"Undone: {actor()} {description(change)}.")
 
 
 def description(change: Change | BulkChange) -> str:
     """Return what was done, from what, to what."""
     if isinstance(change, BulkChange):
         return f"{PAST[change.operation]} {change.rowcount} rows of {change.table}"
-    row = f"{PAST[change.operation]} {change.table} {', '.join(map(str, change.identity))}"
-    if change.operation != "update":
-        return row
-    columns = (f"{name} from {shown(name, change.before)} to {shown(name, change.after)}" for name in change.after)
-    return f"{row}: {', '.join(columns)}"
+    if change.operation == "update":
+        columns = [f"{name} from {shown(name, change.before)} to {shown(name, change.after)}" for name in change.after]
+    else:
+        row = change.after or change.before
+        columns = [f"{name} {shown(name, row)}" for name in row if row[name] not in change.identity]
+    key = ", ".join(map(str, change.identity))
+    return f"{PAST[change.operation]} {change.table} {key}: {', '.join(columns)}"
 
 
 PAST = {"insert": "inserted", "update": "updated", "delete": "deleted"}
