@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 import flask_uow
-from flask_uow import errors, signals
+from flask_uow import audit, errors, signals
 from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Completed, Removed, Retried, Started
 from flask_uow._core.options import Options
 from flask_uow._core.propagation import _WHEN_ACTIVE, _WHEN_NONE, Propagation
+from flask_uow.audit import AuditEntry, AuditTrail
 from flask_uow.settings import _RULES, _TO_COME
 from flask_uow.signals import _ARGUMENTS
 
@@ -31,6 +34,7 @@ WITHOUT_PYTHON = {
     "docs/explanation/life-of-a-request.md",
     "docs/explanation/propagation.md",
     "docs/index.md",
+    "docs/reference/audit.md",
     "docs/reference/errors.md",
     "docs/reference/names.md",
     "docs/reference/signals.md",
@@ -167,6 +171,18 @@ def test_every_signal_is_documented() -> None:
 
     assert set(table) == set(signals.__all__) - {"Publisher"}
     assert sorted(map(sorted, table.values())) == sorted(sorted(_ARGUMENTS[kind]) for kind in kinds)
+
+
+def test_everything_of_the_audit_trail_is_documented() -> None:
+    """The tables of the reference have each argument of a trail, each of its attributes, and each part of an entry."""
+    text = (ROOT / "docs/reference/audit.md").read_text()
+    cells = first_cells("docs/reference/audit.md")
+    public = {name for name in vars(AuditTrail) if not name.startswith("_")} - {"look", "write", "write_lost"}
+
+    assert set(inspect.signature(AuditTrail).parameters) <= cells
+    assert {field.name for field in fields(AuditEntry)} <= cells
+    assert all(f"`trail.{name}" in text for name in public | {"table"})
+    assert all(f"`{name}`" in text for name in audit.__all__)
 
 
 def test_every_public_name_is_documented() -> None:
