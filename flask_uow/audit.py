@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+import re
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from inspect import iscoroutinefunction
 from typing import Any, Final, cast
 
 from flask import has_request_context, request
-from sqlalchemy import Connection, Engine, MetaData, Select, Table, insert, inspect, select
+from sqlalchemy import Connection, Engine, MetaData, Select, Table, and_, false, insert, inspect, or_, select
 from sqlalchemy.orm import InstanceState, Mapper
 
 from flask_uow._core.changes import BulkChange, Change, ChangeSet
@@ -90,12 +91,12 @@ class AuditTrail:
         self._opt_in = opt_in
         self._independent = independent
         self._rules: dict[str, Rule] = {}
-        for each in self._metadata:
-            for table in each.tables.values():
-                self._rule(table)
         self.table: Table = table_in(self._metadata[0], table_name)
         """The table, for queries of your own."""
 
+        for table in self._every_table():
+            # What cannot be understood in them is told now, and not at a commit.
+            self._rule(table)
         if any(isinstance(other, AuditTrail) and other.table is self.table for other in uow._recorders):
             raise ConfigurationError(
                 "AuditTrail()", f"was called before for {uow!r} and the table {table_name!r}; each row would be twice."
@@ -181,14 +182,15 @@ class AuditTrail:
         """Return what is written of one change, or None if nothing is."""
         if isinstance(change, BulkChange):
             table = None if change.table is None else self._find_like(change.table)
-            if self._is_left_out(table):
+            names_hidden = self._names_what_is_left_out(change.statement)
+            if self._is_left_out(table) or (table is None and names_hidden):
                 return None
             return {
                 **_OF_A_ROW,
                 "operation": change.operation,
                 "table_name": short(change.table if table is None else table.fullname, LONGEST_TABLE),
                 "rowcount": change.rowcount,
-                "statement": short(change.statement, LONGEST_STATEMENT),
+                "statement": _WITHHELD if names_hidden else short(change.statement, LONGEST_STATEMENT),
             }
         table = self._find(change.table)
         if self._is_left_out(table):
@@ -229,20 +231,29 @@ class AuditTrail:
 
     def _find_like(self, name: str) -> Table | None:
         """Return the table that a statement may mean; it can write the name in other ways."""
-        bare = name.rpartition(".")[2].lower()
-        tables = [table for metadata in self._metadata for table in metadata.tables.values()]
-        alike = [table for table in tables if table.name.lower() == bare]
-        # Of several that it can be, rather one of which nothing may be written.
         exact = self._find(name)
-        return min(alike, key=lambda table: not self._is_left_out(table), default=None) if exact is None else exact
+        if exact is not None:
+            return exact
+        bare = name.rpartition(".")[2].lower()
+        alike = [table for table in self._every_table() if table.name.lower() == bare]
+        # Of several that it can be, rather one of which nothing may be written.
+        return next(filter(self._is_left_out, alike), alike[0] if alike else None)
+
+    def _names_what_is_left_out(self, statement: str) -> bool:
+        words = set(re.findall(r"\w+", statement.lower()))
+        return any(table.name.lower() in words and self._is_left_out(table) for table in self._every_table())
+
+    def _every_table(self) -> Iterator[Table]:
+        """Yield the tables of which something is known."""
+        for metadata in self._metadata:
+            yield from (table for table in metadata.tables.values() if table is not self.table)
 
     # Reading
 
     @property
     def tables(self) -> list[str]:
         """The names of the tables whose changes are written, in alphabetical order."""
-        every = (table for metadata in self._metadata for table in metadata.tables.values())
-        return sorted(table.fullname for table in every if table is not self.table and not self._is_left_out(table))
+        return sorted(table.fullname for table in self._every_table() if not self._is_left_out(table))
 
     def history(self, target: object, identity: object = None) -> list[AuditEntry]:
         """Return what has become of one object, in order: what was committed of the rows that have its primary key.
@@ -258,17 +269,18 @@ class AuditTrail:
             ConfigurationError: *target* is none of these, or has no primary key yet.
             NoScopeError: There is no session.
         """
-        tables, key = _subject(target, identity)
-        return self._history({name: self._primary_key_of(name) for name in tables}, key, None)
+        keys = _subject(target, identity)
+        return self._history({name: self._primary_key_of(name) for name in keys}, keys, None)
 
     def _history(
-        self, tables: Mapping[str, Sequence[str]], key: tuple[Any, ...], until: int | None
+        self, tables: Mapping[str, Sequence[str]], keys: Mapping[str, tuple[Any, ...]], until: int | None
     ) -> list[AuditEntry]:
         columns = self.table.c
-        keys = {key_text(key), key_text(key, is_hidden=True)}
-        query = select(self.table).where(
-            columns.table_name.in_(tables), columns.primary_key.in_(keys), columns.outcome == str(Outcome.COMMITTED)
+        rows = (
+            and_(columns.table_name == name, columns.primary_key.in_({key_text(key), key_text(key, is_hidden=True)}))
+            for name, key in keys.items()
         )
+        query = select(self.table).where(or_(false(), *rows), columns.outcome == str(Outcome.COMMITTED))
         if until is not None:
             query = query.where(columns.id < until)
         entries = self._read(query.order_by(columns.id))
@@ -277,7 +289,7 @@ class AuditTrail:
             if before is not None:
                 # It was another row's key until then, and this one had another.
                 first = next(place for place, each in enumerate(entries) if each.transaction_id == entry.transaction_id)
-                return [*self._history(tables, before, entries[first].id), *entries[first:]]
+                return [*self._history(tables, dict.fromkeys(tables, before), entries[first].id), *entries[first:]]
         return entries
 
     def _primary_key_of(self, name: str) -> list[str]:
@@ -310,6 +322,8 @@ class AuditTrail:
 _OF_A_ROW: Final = dict.fromkeys(("entity", "primary_key", "before", "after"))
 _OF_A_STATEMENT: Final = dict.fromkeys(("rowcount", "statement"))
 
+
+_WITHHELD: Final = "(withheld: it names a table that is left out)"
 
 _AT_ONCE: Final = 1000
 """Rows in one INSERT."""
@@ -345,8 +359,8 @@ def _transaction_on(bind: Engine | Connection) -> Generator[Connection]:
             yield bind
 
 
-def _subject(target: object, identity: Any) -> tuple[set[str], tuple[Any, ...]]:
-    """Return the tables that an object has rows in, and its primary key.
+def _subject(target: object, identity: Any) -> dict[str, tuple[Any, ...]]:
+    """Return the tables that an object has rows in, and the primary key of each.
 
     Raises:
         ConfigurationError: It is not said which object that is.
@@ -357,7 +371,7 @@ def _subject(target: object, identity: Any) -> tuple[set[str], tuple[Any, ...]]:
             raise ConfigurationError(
                 "history()", f"was given {target!r}, which has no primary key yet. Flush it first."
             )
-        return {_name(table) for table in given.mapper.tables}, tuple(given.identity)
+        return _keys_of(given)
     if identity is None or (not isinstance(given, Mapper) and not isinstance(target, str)):
         raise ConfigurationError(
             "history()",
@@ -366,8 +380,23 @@ def _subject(target: object, identity: Any) -> tuple[set[str], tuple[Any, ...]]:
         )
     key = tuple(identity) if isinstance(identity, (list, tuple)) else (identity,)
     if isinstance(given, Mapper):
-        return {_name(table) for mapper in given.self_and_descendants for table in mapper.tables}, key
-    return {str(target)}, key
+        # A concrete class has keys of its own.
+        mappers = [each for each in given.self_and_descendants if each is given or not each.concrete]
+        return {_name(table): key for mapper in mappers for table in mapper.tables}
+    return {str(target): key}
+
+
+def _keys_of(state: InstanceState[Any]) -> dict[str, tuple[Any, ...]]:
+    """Return the primary key of each of an object's rows; the mapper's can be another than that of a table."""
+    identity = tuple(state.identity or ())
+    known = dict(zip((column.key for column in state.mapper.primary_key), identity, strict=True))
+    keys = {}
+    for table in state.mapper.tables:
+        columns = [column for column in table.primary_key if column in state.mapper.c.values()]
+        attributes = [state.mapper.get_property_by_column(column).key for column in columns]
+        values = [state.dict.get(key, known.get(key)) for key in attributes]
+        keys[_name(table)] = tuple(values) if values and None not in values else identity
+    return keys
 
 
 def _name(table: Any) -> str:

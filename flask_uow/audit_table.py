@@ -25,6 +25,7 @@ from sqlalchemy import (
     Table,
     Text,
 )
+from sqlalchemy import Enum as SqlEnum
 from sqlalchemy.dialects import mysql
 
 from flask_uow.errors import ConfigurationError
@@ -136,7 +137,7 @@ def table_in(metadata: MetaData, name: str) -> Table:
 class Rule:
     """What is written of one table."""
 
-    __slots__ = ("_left_out", "_masked", "hides_key", "is_left_out", "width")
+    __slots__ = ("_left_out", "_masked", "_names", "hides_key", "is_left_out", "width")
 
     def __init__(self, table: Table, *, opt_in: bool) -> None:
         said = table.info.get(_INFO)
@@ -150,6 +151,10 @@ class Rule:
                 left_out.append(column.name)
             elif of_column == "mask":
                 masked.append(column.name)
+        kinds = {column.name: column.type for column in table.columns}
+        self._names = {name: _names_of(kind) for name, kind in kinds.items() if isinstance(kind, SqlEnum)}
+        """What is stored for the members of an Enum, by the columns that have such."""
+
         self.width = len(table.columns)
         self._left_out, self._masked = frozenset(left_out), frozenset(masked)
         self.hides_key = any(column.name in self._left_out | self._masked for column in table.primary_key)
@@ -157,11 +162,28 @@ class Rule:
 
     def apply(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return what may be written of *values*, as JSON has it."""
-        return {
-            name: MASK if name in self._masked and value is not None else _plain(value)
-            for name, value in values.items()
-            if name not in self._left_out
-        }
+        return {name: self._told(name, value) for name, value in values.items() if name not in self._left_out}
+
+    def _told(self, name: str, value: Any) -> Any:
+        if value is None:
+            return None
+        if name in self._masked:
+            return MASK
+        if isinstance(value, Enum) and name in self._names:
+            return self._names[name].get(value, value.name)
+        try:
+            return _plain(value)
+        except RecursionError:
+            return _TOO_DEEP
+
+
+_TOO_DEEP: Final = "(too deep)"
+
+
+def _names_of(kind: SqlEnum) -> dict[Enum, str]:
+    """Return what SQLAlchemy stores for the members of an Enum: their names, or what ``values_callable`` says."""
+    members: Iterable[Enum] = () if kind.enum_class is None else kind.enum_class.__members__.values()
+    return dict(zip(members, kind.enums, strict=False))
 
 
 def _check(what: str, said: object, allowed: tuple[object, ...]) -> None:
@@ -190,16 +212,25 @@ def _plain(value: Any) -> Any:
     return _storable(str(value))
 
 
+def _member(value: Enum) -> Any:
+    """Return what a member of an Enum is to a column of another type: its value, if it is a string or a number."""
+    return _plain(value.value) if isinstance(value, (int, str)) else value.name
+
+
+def _key(value: object) -> str:
+    """Return the key of a dict as JSON has it."""
+    return json.dumps(value) if value is None or isinstance(value, (bool, float)) else _storable(str(value))
+
+
 _FORMS: Final[tuple[tuple[type | tuple[type, ...], Callable[[Any], Any]], ...]] = (
-    # As SQLAlchemy stores it.
-    (Enum, lambda value: value.name),
+    (Enum, _member),
     ((type(None), bool, int), lambda value: value),
     (str, _storable),
     (float, lambda value: value if math.isfinite(value) else str(value)),
     ((datetime, date, time), lambda value: value.isoformat()),
     (timedelta, lambda value: value.total_seconds()),
     ((bytes, bytearray, memoryview), lambda value: base64.b64encode(value).decode("ascii")),
-    (Mapping, lambda value: {_storable(str(key)): _plain(each) for key, each in value.items()}),
+    (Mapping, lambda value: {_key(key): _plain(each) for key, each in value.items()}),
     ((list, tuple), lambda value: [_plain(each) for each in value]),
     ((set, frozenset), lambda value: sorted((_plain(each) for each in value), key=str)),
 )

@@ -54,7 +54,9 @@ uow = AppGroup("uow", help="Look at transactions.")
 @click.argument("key", nargs=-1)
 @click.option("--name", help="The name of the UnitOfWork, where the app has several.")
 @click.option("--trail", "log", help="The name of the trail's table, where there are several.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(min=1), help="How many entries at most.")
+@click.option(
+    "--limit", default=50, show_default=True, type=click.IntRange(1, 1_000_000), help="How many entries at most."
+)
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @with_appcontext
 def audit(table: str | None, key: tuple[str, ...], **options: Any) -> None:
@@ -74,7 +76,7 @@ def audit(table: str | None, key: tuple[str, ...], **options: Any) -> None:
     if table is not None and not entries and table not in trail.tables:
         raise click.ClickException(f"There is no table {table!r} in this trail. It has: {', '.join(trail.tables)}.")
     for line in _LINES[options["form"]](entries):
-        click.echo(_printable(line))
+        click.echo(line)
 
 
 def _trail(name: str | None, log: str | None) -> _Trail:
@@ -99,8 +101,8 @@ def _trail(name: str | None, log: str | None) -> _Trail:
     meant = [each for each in every if name in (None, each[0]) and log in (None, each[1].table.name)]
     if len(meant) != 1:
         several = ", ".join(f"--name {owner} --trail {trail.table.name}" for owner, trail in meant or every)
-        count = "several audit trails" if meant else "no such audit trail"
-        raise click.ClickException(f"There are {count}. Add one of: {several}.".replace("are no", "is no"))
+        beginning = "There are several audit trails." if meant else "There is no such audit trail."
+        raise click.ClickException(f"{beginning} Add one of: {several}.")
     return meant[0][1]
 
 
@@ -119,6 +121,10 @@ def _readings(text: str) -> list[object]:
 
 
 def _as_text(entries: Iterable[AuditEntry]) -> Iterator[str]:
+    yield from map(_printable, _text(entries))
+
+
+def _text(entries: Iterable[AuditEntry]) -> Iterator[str]:
     none = True
     for entry in entries:
         none = False
@@ -159,7 +165,7 @@ def _details(entry: AuditEntry) -> Iterator[str]:
 def _as_json(entries: Iterable[AuditEntry]) -> Iterator[str]:
     for entry in entries:
         values: dict[str, Any] = asdict(entry)
-        yield json.dumps({**values, "recorded_at": entry.recorded_at.isoformat()}, ensure_ascii=False)
+        yield json.dumps({**values, "recorded_at": entry.recorded_at.isoformat()})
 
 
 _LINES = {"text": _as_text, "json": _as_json}

@@ -152,7 +152,8 @@ class UnitOfWork:
 
         if registry is None:
             registry = app.extensions["uow"] = _Registry(Dispatch(app))
-            app.cli.add_command(commands)
+            if "uow" not in app.cli.commands:
+                app.cli.add_command(commands)
         registry.dispatch.add(self, Managed(app, self, self._name, self._source, settings, recorders=self._recorders))
         registry[self._name] = self
 

@@ -62,9 +62,10 @@ def _prepare(_signal: object, **_extra: object) -> None:
     listen_to_writes()
 
 
-for _signal in (before_commit, after_commit, after_rollback):
-    # Receivers are connected while there are no requests yet, mostly.
-    _signal.receiver_connected.connect(_prepare)
+# Receivers are connected while there are no requests yet, mostly.
+before_commit.receiver_connected.connect(_prepare)
+after_commit.receiver_connected.connect(_prepare)
+after_rollback.receiver_connected.connect(_prepare)
 
 _ARGUMENTS: Final = {kind: tuple(field.name for field in fields(kind)) for kind in _SIGNALS}
 

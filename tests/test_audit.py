@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -30,6 +30,8 @@ from sqlalchemy import (
     Insert,
     Integer,
     MetaData,
+    PickleType,
+    PrimaryKeyConstraint,
     String,
     Table,
     Update,
@@ -41,10 +43,12 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy import Enum as SqlEnum
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, relationship, sessionmaker
 
-from flask_uow import ConfigurationError, Outcome, Propagation, UnitOfWork, signals
+from flask_uow import BulkChange, ConfigurationError, Outcome, Propagation, UnitOfWork, signals
+from flask_uow._core.statements import described
 from flask_uow.audit import MASK, AuditEntry, AuditTrail
 from flask_uow.audit_table import Rule, _plain, key_text, table_in
 from tests.conftest import assert_nothing_checked_out, conflict
@@ -518,6 +522,86 @@ def test_values_in_statements(uow: UnitOfWork, trail: AuditTrail, engine: Engine
     assert len(cut.statement) == 10_000
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE s FROM secret AS s WHERE s.pin = '4711'",
+        "WITH gone AS (SELECT '4711' FROM secret) UPDATE audited_book SET price = 1",
+    ],
+)
+def test_statements_that_name_what_is_left_out(trail: AuditTrail, statement: str) -> None:
+    """The text of a statement that names a table that is left out is not in the trail, whatever else it names."""
+    what = described(text(statement))
+    assert what is not None
+
+    row = trail._row(BulkChange(*what, 1, statement))
+
+    assert row is None or (row["table_name"], row["statement"]) == (
+        "audited_book",
+        "(withheld: it names a table that is left out)",
+    )
+    assert "4711" not in str(row)
+
+
+class Colour(enum.StrEnum):
+    RED = "r"
+
+
+def values_of(kind: type[enum.Enum]) -> list[str]:
+    return [each.value for each in kind]
+
+
+def test_members_of_enums_as_they_are_stored(uow: UnitOfWork, engine: Engine) -> None:
+    """A member of an Enum is written as it is stored, by its name, its value, or what the column's type says."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Paint(Own):
+        __tablename__ = "paint"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        by_name: Mapped[Colour] = mapped_column(SqlEnum(Colour))
+        by_value: Mapped[Colour] = mapped_column(
+            SqlEnum(Colour, values_callable=lambda kind: [each.value for each in kind])
+        )
+        plain: Mapped[str]
+
+    trail = AuditTrail(uow, Own, table_name="paint_log")
+    Own.metadata.create_all(engine)
+    with uow.transaction() as session:
+        session.add(Paint(id=1, by_name=Colour.RED, by_value=Colour.RED, plain=Colour.RED))
+
+    with uow.transaction() as session:
+        [entry] = trail.history(Paint, 1)
+        [stored] = session.execute(text("SELECT * FROM paint"))
+    assert entry.after == stored._mapping == {"id": 1, "by_name": "RED", "by_value": "r", "plain": "r"}
+
+
+def test_value_that_is_too_deep(uow: UnitOfWork, engine: Engine) -> None:
+    """A value that contains itself is no reason not to commit."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Pickled(Own):
+        __tablename__ = "pickled"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        data: Mapped[Any] = mapped_column(PickleType)
+
+    trail = AuditTrail(uow, Own, table_name="pickled_log")
+    Own.metadata.create_all(engine)
+    ring: list[Any] = []
+    ring.append(ring)
+    with uow.transaction() as session:
+        session.add(Pickled(id=1, data=ring))
+
+    with uow.transaction():
+        [entry] = trail.history(Pickled, 1)
+    assert entry.after == {"id": 1, "data": "(too deep)"}
+
+
 def test_receivers_cannot_change_the_trail(uow: UnitOfWork, engine: Engine) -> None:
     """What a receiver does to the values that it was given is not done to those that are written."""
 
@@ -840,7 +924,12 @@ ENV = """
 from alembic import context
 
 with context.config.attributes["engine"].connect() as connection:
-    context.configure(connection=connection, target_metadata=context.config.attributes["metadata"])
+    context.configure(
+        connection=connection,
+        target_metadata=context.config.attributes["metadata"],
+        # The database has tables of other tests.
+        include_object=lambda _object, name, kind, *rest: kind != "table" or name == "audit_log",
+    )
     with context.begin_transaction():
         context.run_migrations()
 """
@@ -927,7 +1016,9 @@ def test_several_databases_are_refused(
         AuditTrail(uow, Base, independent=independent)
 
         with (
-            pytest.raises(ConfigurationError, match=r"The table 'audit_log' cannot be written .* several databases"),
+            pytest.raises(
+                ConfigurationError, match=r"The table 'audit_log' cannot be written .* 2 databases were changed"
+            ),
             uow.transaction() as session,
         ):
             session.add_all([Book(title="Emma"), Shelf(id=1)])
@@ -955,7 +1046,7 @@ def test_two_phases_in_several_databases(postgresql: Engine, mariadb: Engine) ->
 
         unbound = UnitOfWork(sessionmaker(binds=binds, twophase=True))
         AuditTrail(unbound, Base)
-        with pytest.raises(ConfigurationError, match="several databases"), unbound.transaction() as session:
+        with pytest.raises(ConfigurationError, match="2 databases were changed"), unbound.transaction() as session:
             session.add_all([Book(id=2, title="Persuasion"), Shelf(id=2)])
     finally:
         for each in (postgresql, mariadb):
@@ -1032,6 +1123,88 @@ def test_forgotten_work_is_written(app: Flask, uow: UnitOfWork, survivor: AuditT
 
     assert (books(engine), lost) == ([], [1])
     assert [row.outcome for row in written(engine)] == ["rolled_back"]
+
+
+@pytest.mark.parametrize("way", ["receiver", "actor"])
+def test_session_that_is_used_after_the_rollback(uow: UnitOfWork, engine: Engine, way: str) -> None:
+    """Who uses the session before the rows are written does not keep them from being written."""
+
+    def look(*_sender: object, **_extra: object) -> str:
+        with uow.transaction() as session:
+            session.scalars(select(Book)).all()
+        return "jane"
+
+    AuditTrail(uow, Base, actor=look if way == "actor" else None, independent=True)
+
+    with (
+        signals.after_rollback.connected_to(look) if way == "receiver" else nullcontext(),
+        pytest.raises(LookupError),
+        uow.transaction() as session,
+    ):
+        session.add(Book(title="Emma"))
+        session.flush()
+        raise LookupError
+
+    assert [row.outcome for row in written(engine)] == ["rolled_back"]
+
+
+def test_schema_of_a_tenant(postgresql: Engine) -> None:
+    """What was rolled back is written in the schema where it would have been stored."""
+    tenant = postgresql.execution_options(schema_translate_map={None: "tenant"})
+    with postgresql.begin() as connection:
+        connection.execute(text("CREATE SCHEMA tenant"))
+    Base.metadata.create_all(tenant)
+    try:
+        uow = UnitOfWork(sessionmaker(postgresql))
+        AuditTrail(uow, Base, independent=True)
+
+        with pytest.raises(LookupError), uow.transaction() as session:
+            session.connection(execution_options={"schema_translate_map": {None: "tenant"}})
+            session.add(Shelf(id=1))
+            session.flush()
+            raise LookupError
+
+        assert told(tenant) == [("insert", "shelf", "[1]")]
+    finally:
+        with postgresql.begin() as connection:
+            connection.execute(text("DROP SCHEMA tenant CASCADE"))
+
+
+def test_another_session_on_the_connection(postgresql: Engine) -> None:
+    """A connection that a session with two phases was on can be another's, which nobody looks after."""
+    Base.metadata.create_all(postgresql)
+    try:
+        with postgresql.connect() as connection:
+            uow = UnitOfWork(sessionmaker(connection, twophase=True))
+            AuditTrail(uow, Base)
+            with uow.transaction() as session:
+                session.add(Shelf(id=1))
+            with Session(connection, twophase=True) as other:
+                other.add(Shelf(id=2))
+                other.commit()
+
+        assert told(postgresql) == [("insert", "shelf", "[1]")]
+    finally:
+        Base.metadata.drop_all(postgresql)
+
+
+def test_changes_of_a_savepoint_that_is_gone(engine: Engine, postgresql: Engine) -> None:
+    """What was changed in another database, and rolled back with a savepoint, is no obstacle."""
+    Base.metadata.create_all(postgresql)
+    try:
+        uow = UnitOfWork(sessionmaker(binds={Book: engine, Shelf: postgresql}))
+        AuditTrail(uow, Base)
+
+        with uow.transaction() as session:
+            session.add(Book(title="Emma"))
+            with suppress(LookupError), uow.savepoint():
+                session.add(Shelf(id=1))
+                session.flush()
+                raise LookupError
+
+        assert told(engine) == [("insert", "audited_book", "[1]")]
+    finally:
+        Base.metadata.drop_all(postgresql)
 
 
 def test_unflushed_and_left_out_work_is_not_written(uow: UnitOfWork, survivor: AuditTrail, engine: Engine) -> None:
@@ -1128,6 +1301,53 @@ def test_history_follows_a_key_that_changes(uow: UnitOfWork, trail: AuditTrail, 
     with uow.transaction() as session:
         history = trail.history(session.get_one(Shelf, 2))
     assert [(entry.operation, entry.primary_key) for entry in history] == [("insert", (1,)), ("update", (2,))]
+
+
+def test_history_by_other_keys(uow: UnitOfWork, engine: Engine) -> None:
+    """The history is found by the key as the mapper has it, in whatever order the columns stand in the table."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Pair(Own):
+        __tablename__ = "pair"
+        __table_args__ = (PrimaryKeyConstraint("two", "one"),)
+
+        one: Mapped[int]
+        two: Mapped[int]
+        name: Mapped[str]
+
+    class Coded(Own):
+        __table__ = Table(
+            "coded", Own.metadata, Column("id", Integer, primary_key=True), Column("code", String(10), unique=True)
+        )
+        __mapper_args__ = {"primary_key": [__table__.c.code]}
+
+    class Place(Own):
+        __tablename__ = "place"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Town(Place):
+        __tablename__ = "town"
+        __mapper_args__ = {"concrete": True}
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    trail = AuditTrail(uow, Own, table_name="pair_log")
+    Own.metadata.create_all(engine)
+    with uow.transaction() as session:
+        session.add_all([Pair(one=1, two=2, name="a"), Coded(id=5, code="x"), Place(id=1), Town(id=1)])
+    with uow.transaction() as session:
+        session.get_one(Pair, (2, 1)).two = 3
+
+    with uow.transaction() as session:
+        pairs = [trail.history(session.get_one(Pair, (3, 1))), trail.history(Pair, (3, 1))]
+        coded = trail.history(session.get_one(Coded, "x"))
+        places = trail.history(Place, 1)
+    assert [[entry.operation for entry in history] for history in pairs] == [["insert", "update"]] * 2
+    assert [entry.primary_key for entry in coded] == [(5,)]
+    assert [entry.table for entry in places] == ["place"]
 
 
 def test_history_without_attempts(uow: UnitOfWork, survivor: AuditTrail) -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+import click
 import pytest
 from click.testing import Result
 from flask import Flask
@@ -154,6 +155,28 @@ def test_json(app: Flask, uow: UnitOfWork, trail: AuditTrail, engine: Engine) ->
         "outcome": "rolled_back",
         "error": "LookupError",
     }
+
+
+def test_json_of_odd_text(app: Flask, uow: UnitOfWork, trail: AuditTrail) -> None:
+    """Text that cannot be printed as it is is JSON all the same."""
+    with app.app_context(), uow.transaction() as session:
+        session.add(Account(id=1, name="10\u00a0000 €", balance=0))
+
+    [line] = run(app, "audit", "--format", "json").output.splitlines()
+
+    assert json.loads(line)["after"]["name"] == "10\u00a0000 €"
+
+
+def test_command_of_the_users_own(app: Flask) -> None:
+    """An app's own command of that name is left alone."""
+
+    @app.cli.command("uow")
+    def own() -> None:
+        click.echo("mine")
+
+    UnitOfWork(sessionmaker(), app)
+
+    assert run(app).output == "mine\n"
 
 
 def test_less_is_known(app: Flask, uow: UnitOfWork, trail: AuditTrail, engine: Engine) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -102,6 +103,7 @@ class Layout:
         names: The columns.
         key: Which of them, by their places, are the primary key.
         equal: For each column, whether two of its values are the same to the database.
+        numbers: The places of those that are integers: a key may have been given as a string.
         copied: The places of those whose values somebody may change in place.
     """
 
@@ -114,6 +116,7 @@ class Layout:
         key: Sequence[int],
         equal: Sequence[Callable[[Any, Any], Any]],
         *,
+        numbers: Collection[int] = (),
         copied: Iterable[int] = (),
     ) -> None:
         self.table = table
@@ -121,7 +124,7 @@ class Layout:
         self._places = range(len(self.names))
         self._equal = tuple(equal)
         self._copied = frozenset(self.names[place] for place in copied)
-        self.identity: Callable[[Row], tuple[Any, ...]] = tuple_getter(key)
+        self.identity: Callable[[Row], tuple[Any, ...]] = _key_getter(key, numbers)
         """Returns the primary key of a row."""
 
     def known(self, row: Row) -> Mapping[str, Any]:
@@ -164,19 +167,25 @@ def _differ(equal: Callable[[Any, Any], Any], one: Any, other: Any) -> bool:
 
 
 def copy_of(value: Any) -> Any:
-    """Return a value that nobody else can change, or the same if nobody can."""
+    """Return a value that nobody else can change, or the same if nobody can, or it cannot be copied."""
+    if type(value) in _IMMUTABLE:
+        return value
+    try:
+        return _copy(value)
+    except Exception:  # noqa: BLE001 - no reason for a flush to fail: not even that it contains itself
+        return value
+
+
+def _copy(value: Any) -> Any:
     kind = type(value)
     if kind in _IMMUTABLE:
         return value
     # Those of SQLAlchemy's that know their owners become plain ones.
     if kind is dict or isinstance(value, MutableDict):
-        return {key: copy_of(each) for key, each in value.items()}
+        return {key: _copy(each) for key, each in value.items()}
     if kind is list or isinstance(value, MutableList):
-        return [copy_of(each) for each in value]
-    try:
-        return deepcopy(value)
-    except Exception:  # noqa: BLE001 - what cannot be copied is no reason for a flush to fail
-        return value
+        return [_copy(each) for each in value]
+    return deepcopy(value)
 
 
 _IMMUTABLE: Final = frozenset(
@@ -190,6 +199,31 @@ def tuple_getter(places: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:
         (place,) = places
         return lambda values: (values[place],)
     return itemgetter(*places)
+
+
+def _key_getter(places: Sequence[int], numbers: Collection[int]) -> Callable[[Row], tuple[Any, ...]]:
+    """Return a function that takes the primary key of a row, as the database has it."""
+    take = tuple_getter(places)
+    if not any(place in numbers for place in places):
+        return take
+    if len(places) == 1:
+        (place,) = places
+        return lambda row: (row[place],) if type(row[place]) is int else (_number(row[place]),)
+    are_numbers = [place in numbers for place in places]
+
+    def key(row: Row) -> tuple[Any, ...]:
+        return tuple(
+            _number(value) if is_number else value for value, is_number in zip(take(row), are_numbers, strict=True)
+        )
+
+    return key
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return int(value)
+    return value
 
 
 RowChange = tuple[Layout, str | None, Row | None, Row | None]
@@ -320,16 +354,15 @@ def _fates(entries: Iterable[Entry]) -> list[_Fate | BulkChange]:
 def _settled(fates: list[_Fate | BulkChange]) -> list[_Fate | BulkChange]:
     """Let a row that has moved to the key of another be that one, so that no key is told twice."""
     rows = [each for each in fates if isinstance(each, _Fate)]
-    moved = [fate for fate in rows if fate.has_moved]
-    while moved:
-        removed = {fate.old_key for fate in rows if fate.after is None and fate.before is not None}
-        met = [fate for fate in moved if fate.new_key in removed]
-        if not met:
-            break
-        for fate in met:
-            moved.remove(fate)
+    moved = {fate.new_key: fate for fate in rows if fate.has_moved}
+    removed = [fate.old_key for fate in rows if fate.after is None and fate.before is not None] if moved else []
+    while removed:
+        fate = moved.pop(removed.pop(), None)
+        if fate is not None:
             other = _Fate(fate.layout, fate.entity, None, fate.after)
             fate.after = None
+            # Another may have moved to where it was.
+            removed.append(fate.old_key)
             rows.append(other)
             fates.append(other)
 
@@ -373,9 +406,10 @@ class ChangeSet(Sequence["Change | BulkChange"]):
         return self._is_complete
 
     def _made(self) -> tuple[Change | BulkChange, ...]:
-        changes = self._changes
+        entries, changes = self._entries, self._changes
         if changes is None:
-            changes = self._changes = tuple(net(self._entries))
+            # Two threads may do so at once, and come to the same.
+            changes = self._changes = tuple(net(entries))
             self._entries = ()
         return changes
 

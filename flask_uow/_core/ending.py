@@ -27,6 +27,7 @@ from flask_uow._core.fate import Answer, Fate, ask_postgresql, ask_user, is_gone
 from flask_uow._core.guard import Guard, brief, caught
 from flask_uow._core.hooks import Failure, Hooks, Moment
 from flask_uow._core.options import Options, Verify
+from flask_uow._core.places import Places
 from flask_uow._core.policy import Decision, on_error
 from flask_uow._core.recording import Recorder
 from flask_uow._core.retry import Attempts, apart
@@ -280,10 +281,11 @@ class Ending(Guard):
             return
         record.is_recorded = True
         changes = record.fresh_changes()
+        places = watched.places(record.connections)
         for recorder in self._runtime.recorders:
             # What a listener of the user's has changed, after nothing else was, comes after they were to look.
             seen = self._seen[recorder] if recorder in self._seen else recorder.look(transaction)
-            recorder.write(changes, seen, watched.written_connection)
+            recorder.write(changes, seen, places.connection_for)
         self._check_fitness(transaction)
 
     @abstractmethod
@@ -298,7 +300,7 @@ class Ending(Guard):
         """Look once more at what is about to be committed: listeners may have swallowed an error of the last flush."""
         transaction, watched = self._committing, self._watched
         if transaction is None or watched is None:
-            self._record_past_us()
+            self._record_past_us(watched)
             return
         self.check_time(transaction._deadline)
         self._ask_the_database(transaction, watched)
@@ -312,9 +314,9 @@ class Ending(Guard):
             self._prepare_to_ask(transaction, watched.single_connection(), resolve=resolve)
         transaction._sent_at = time()
 
-    def _record_past_us(self) -> None:
+    def _record_past_us(self, watched: WatchedSession | None) -> None:
         """Let the recorders write down what somebody commits past the session's own methods."""
-        watched = self._watched
+        # A connection that a session with two phases was on can be another's now.
         if watched is not None:
             self._record_changes(self._stack[0] if self._stack else outside_any_block(), watched)
 
@@ -394,6 +396,7 @@ class Ending(Guard):
 
         if attempts is not None and will_retry and self._watched is not None:
             attempts.expelled.extend(state.obj for state in self._watched.states())
+        places = self._places_to_record(transaction) if savepoint is None and in_database else None
         if savepoint is not None:
             self._roll_back_savepoint(transaction, savepoint)
         elif in_database and self._watched is not None:
@@ -406,7 +409,7 @@ class Ending(Guard):
             if transaction._span is not None:
                 transaction._span.forget()
         elif in_database:
-            self._tell_of_rollback(transaction, error)
+            self._tell_of_rollback(transaction, error, places)
         try:
             self._undo_hooks(hooks, error, others_follow=others_follow or will_retry)
             if attempts is not None and will_retry and transaction._started is not None:
@@ -415,16 +418,20 @@ class Ending(Guard):
             if savepoint is None:
                 self._complete(transaction, Outcome.ROLLED_BACK, error)
 
-    def _tell_of_rollback(self, transaction: Transaction, error: BaseException | None) -> None:
+    def _places_to_record(self, transaction: Transaction) -> Places | None:
+        """Return where a transaction has written that is about to be rolled back, if somebody writes that down."""
+        if self._watched is None or not transaction._span or not self._runtime.recorders:
+            return None
+        return self._watched.places(transaction._span.connections)
+
+    def _tell_of_rollback(self, transaction: Transaction, error: BaseException | None, places: Places | None) -> None:
         if self._runtime.notify.wants(AfterRollback):
             self._tell_of(AfterRollback(transaction, error, transaction.changes))
-        watched = self._watched
-        if watched is None or not transaction._span:
-            return
-        for recorder in self._runtime.recorders:
+        for recorder in self._runtime.recorders if places is not None else ():
+            assert places is not None
             try:
                 with apart():
-                    recorder.write_lost(transaction, transaction.changes, error, watched.written_bind)
+                    recorder.write_lost(transaction, transaction.changes, error, places.bind_for)
             except Exception:
                 logger.exception("What %s had changed, and was rolled back, could not be written down", transaction)
 

@@ -23,15 +23,16 @@ from sqlalchemy import (
     Time,
     Uuid,
     and_,
+    literal,
     or_,
     select,
 )
-from sqlalchemy.orm import ColumnProperty, InstanceState, Mapper, RelationshipProperty, Session
+from sqlalchemy.orm import ColumnProperty, InstanceState, Mapper, RelationshipProperty
 from sqlalchemy.orm.exc import UnmappedColumnError
 
 from flask_uow._core.changes import NO_VALUE, UNLOADED, Layout, Row, copy_of, tuple_getter
 
-__all__ = ["Link", "Plan", "Source", "State", "forget_plans", "plan_of"]
+__all__ = ["Link", "Plan", "Source", "State", "plan_of"]
 
 State = InstanceState[Any]
 
@@ -65,14 +66,14 @@ class Plan:
         "entity",
         "fresh",
         "links",
+        "size",
         "tables",
-        "version",
         "volatile",
     )
 
     def __init__(self, mapper: Mapper[Any]) -> None:
         self._mapper = mapper
-        self.version = _version
+        self.size = _size(mapper)
         self.entity: str = mapper.class_.__name__
         self.columns: dict[str, Column[Any]] = {}
         """The columns by the keys of the attributes; of one that stands for several, the first."""
@@ -89,7 +90,7 @@ class Plan:
                     properties[prop.key] = prop
                     self.columns.setdefault(prop.key, column)
             known = [column for column, key in zip(table.columns, keys, strict=True) if key is not None]
-            layout = layout_of(table, known, [column for column in known if column in set(mapper.primary_key)])
+            layout = layout_of(table, known, [column for column in mapper.primary_key if column in known])
             tables.append((layout, _reader(keys)))
         self.tables: tuple[tuple[Layout, Callable[[Source], Row]], ...] = tuple(tables)
         """The tables in which an instance has a row, and how that is made of its values."""
@@ -113,7 +114,7 @@ class Plan:
         """Attributes that an UPDATE of others changes as well."""
 
         self.fresh: Source = {key: None for key, column in self.columns.items() if column.server_default is None}
-        """The source of one that was inserted without any value."""
+        """The source of one that was inserted without any value: SQLAlchemy inserts NULL there."""
 
         self.links = tuple(
             Link(prop) for prop in mapper.relationships if isinstance(prop.secondary, Table) and not prop.viewonly
@@ -167,8 +168,7 @@ class Plan:
         wanted = sorted((((unknown | expired) - unasked) | (unknown & self._asked)) & self.columns.keys())
         if not wanted or state.key is None:
             return _NOTHING
-        identity = tuple(state.key[1])
-        found = self._select(connection, [identity], wanted).get(identity, _NOTHING)
+        found = self._select_one(connection, tuple(state.key[1]), wanted)
         source.update((key, found[key]) for key in unknown & found.keys())
         return found
 
@@ -189,12 +189,16 @@ class Plan:
         """Return the primary key of an instance."""
         return tuple(source[key] for key in self._key)
 
-    def fetch(self, session: Session, sources: Sequence[Source], keys: Sequence[str]) -> None:
+    def fetch(self, connection: Connection, sources: Sequence[Source], keys: Sequence[str]) -> None:
         """Fetch the values of some attributes, of many instances at once."""
-        connection = session.connection(bind_arguments={"mapper": self._mapper})
         found = self._select(connection, [self.identity(source) for source in sources], keys)
         for source in sources:
-            source.update(found.get(self.identity(source), {}))
+            identity = self.identity(source)
+            # The database may write a key in another way, as a number or with blanks.
+            source.update(found[identity] if identity in found else self._select_one(connection, identity, keys))
+
+    def _select_one(self, connection: Connection, identity: tuple[Any, ...], keys: Sequence[str]) -> Source:
+        return next(iter(self._select(connection, [identity], keys).values()), _NOTHING)
 
     def _select(
         self, connection: Connection, identities: Sequence[tuple[Any, ...]], keys: Sequence[str]
@@ -213,7 +217,7 @@ class Plan:
 class Link:
     """How the rows of an association table are read from a relationship."""
 
-    __slots__ = ("_child", "_parent", "_places", "follows_keys", "key", "layout")
+    __slots__ = ("_child", "_parent", "follows_keys", "key", "layout")
 
     def __init__(self, prop: RelationshipProperty[Any]) -> None:
         table = prop.secondary
@@ -260,25 +264,19 @@ def _reader(keys: Sequence[str | None]) -> Callable[[Source], Row]:
     return read
 
 
-_version = 0
-"""Goes up when classes are mapped, which can add columns to tables that others are mapped to."""
-
-
-def forget_plans() -> None:
-    """Let each plan be made anew."""
-    global _version  # noqa: PLW0603 - it is one for the process, as the mappers are
-    _version += 1
-
-
 def plan_of(mapper: Mapper[Any]) -> Plan:
-    """Return the plan of a mapper; made once."""
+    """Return the plan of a mapper; made once, and again when the class or its table has got more."""
     plan: Plan | None = vars(mapper).get(_PLAN)
-    if plan is None or plan.version != _version:
+    if plan is None or plan.size != _size(mapper):
         plan = vars(mapper)[_PLAN] = Plan(mapper)
     return plan
 
 
-_layouts: WeakKeyDictionary[Table, dict[tuple[tuple[str, ...], int], Layout]] = WeakKeyDictionary()
+def _size(mapper: Mapper[Any]) -> tuple[int, int]:
+    return len(mapper.attrs), sum(len(table.columns) for table in mapper.tables)
+
+
+_layouts: WeakKeyDictionary[Table, dict[tuple[tuple[int, ...], int], Layout]] = WeakKeyDictionary()
 
 
 def layout_of(table: Table, known: Sequence[ColumnElement[Any]], otherwise: Sequence[ColumnElement[Any]]) -> Layout:
@@ -289,21 +287,23 @@ def layout_of(table: Table, known: Sequence[ColumnElement[Any]], otherwise: Sequ
         known: The columns that are known of its rows.
         otherwise: Those that tell its rows apart where the primary key is not known.
     """
-    key: set[ColumnElement[Any]] = set(table.primary_key)
-    if not key or not key.issubset(known):
-        key = set(otherwise or known)
-    names = tuple(column.name for column in table.columns if column in key)
+    key: list[ColumnElement[Any]] = list(table.primary_key)
+    if not key or not set(key).issubset(known):
+        key = list(otherwise or known)
     # A mapped class can add a column to the table of another.
     columns = list(table.columns)
+    place = {column: number for number, column in enumerate(columns)}
+    places = tuple(place[cast("Column[Any]", column)] for column in key)
     layouts = _layouts.setdefault(table, {})
-    layout = layouts.get((names, len(columns)))
+    layout = layouts.get((places, len(columns)))
     if layout is None:
-        layout = layouts[names, len(columns)] = Layout(
+        layout = layouts[places, len(columns)] = Layout(
             table.fullname,
             [column.name for column in columns],
-            [place for place, column in enumerate(columns) if column in key],
+            places,
             [column.type.compare_values for column in columns],
-            copied=[place for place, column in enumerate(columns) if not isinstance(column.type, _CONSTANTS)],
+            numbers=[number for number, column in enumerate(columns) if isinstance(column.type, Integer)],
+            copied=[number for number, column in enumerate(columns) if not isinstance(column.type, _CONSTANTS)],
         )
     return layout
 
@@ -326,11 +326,13 @@ def _changes_by_itself(column: Column[Any]) -> bool:
 
 
 def _is_one_of(primary_key: Sequence[ColumnElement[Any]], identities: Sequence[tuple[Any, ...]]) -> ColumnElement[bool]:
+    # With the types of the columns: a key can have been given as another, and the database compares it as one.
     if len(primary_key) == 1:
-        return primary_key[0].in_([identity[0] for identity in identities])
+        (column,) = primary_key
+        return column.in_([literal(value, column.type) for (value,) in identities])
     return or_(
         *(
-            and_(*(column == value for column, value in zip(primary_key, identity, strict=True)))
+            and_(*(column == literal(value, column.type) for column, value in zip(primary_key, identity, strict=True)))
             for identity in identities
         )
     )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary, ref
 
-from sqlalchemy import Connection, Engine, NestedTransaction, Table, event, insert, inspect
+from sqlalchemy import Connection, Engine, NestedTransaction, event, inspect
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, UnboundExecutionError
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
@@ -34,6 +33,7 @@ from flask_uow._core.connection import (
     take,
 )
 from flask_uow._core.faults import was_answered
+from flask_uow._core.places import Places
 from flask_uow._core.statements import described
 from flask_uow._core.tracking import Record, track, untrack
 from flask_uow.errors import ConfigurationError, PartialCommitError, UnexpectedRollbackError
@@ -228,35 +228,9 @@ class WatchedSession:
         track(self.session, self.record)
         self._overseer.tracked(self.record)
 
-    def written_connection(self, table: Table) -> Connection:
-        """Return the connection that was written over in the transaction, to write to *table* in the same.
-
-        Raises:
-            ConfigurationError: There are several, and it cannot be the same transaction for all.
-        """
-        written = list(self.record.connections) if self.record is not None else []
-        connections = written or self.connections()
-        if len(connections) > 1 and self.session.twophase:
-            # Those commit together.
-            with suppress(UnboundExecutionError):
-                bind = self.session.get_bind(clause=insert(table))
-                connections = [each for each in connections if bind in (each, each.engine)]
-        if len(connections) != 1:
-            raise ConfigurationError(
-                f"The table {table.fullname!r}",
-                "cannot be written in the same transaction: several databases were changed, and each commits by "
-                "itself. Use a UnitOfWork for each database, with a trail of its own, or twophase=True.",
-            )
-        return connections[0]
-
-    def written_bind(self, table: Table) -> Engine | Connection:
-        """Return what to connect to, to write to *table* where the transaction has written that was rolled back.
-
-        Raises:
-            ConfigurationError: That was in several databases.
-        """
-        connection = self.written_connection(table)
-        return connection if connection in self._bound else connection.engine
+    def places(self, written: Collection[Connection]) -> Places:
+        """Return where the transaction has written, as far as that is known; else, where it is."""
+        return Places(self.session, written or self.connections(), frozenset(self._bound))
 
     def _untrack(self) -> None:
         self.record = None
@@ -574,7 +548,7 @@ class WatchedSession:
         """Do what ``session.begin()`` does without us, but for the end of ``with session.begin():``, which is ours."""
         transaction = type(self.session).begin(self.session, nested=nested)
         if nested:
-            self._drop_hooks_with(transaction)
+            self._forget_with(transaction)
         else:
             self._begun = transaction
             # SQLAlchemy's own with statement closes it, and nothing else, when a flush has failed inside.
@@ -589,8 +563,8 @@ class WatchedSession:
         """Begin a savepoint of ours."""
         return type(self.session).begin(self.session, nested=True)
 
-    def _drop_hooks_with(self, savepoint: SessionTransaction) -> None:
-        """Let the hooks of a savepoint of the user's own go with its work."""
+    def _forget_with(self, savepoint: SessionTransaction) -> None:
+        """Let the hooks and the changes of a savepoint of the user's own go with its work."""
         mark, reference = self._overseer.savepoint_begun(), ref(savepoint)
 
         def rollback(*args: Any, **kwargs: Any) -> None:

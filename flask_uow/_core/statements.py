@@ -63,7 +63,9 @@ def bulk_changes(what: Described, statement: Any, parameters: object, result: ob
         parameters: What it was given with that.
         result: What it has returned.
     """
-    if isinstance(parameters, (list, tuple)) and (mapper := _mapper_of(statement)) is not None:
+    mapper = _mapper_of(statement) if isinstance(parameters, (list, tuple)) else None
+    # To SQLAlchemy an INSERT with an empty list is one without any.
+    if isinstance(parameters, (list, tuple)) and mapper is not None and (parameters or what[0] == "update"):
         yield from _by_rows(what[0], mapper, parameters)
         return
 
@@ -90,8 +92,6 @@ def _mapper_of(statement: object) -> Mapper[Any] | None:
 
 def _by_rows(operation: Operation, mapper: Mapper[Any], parameters: Sequence[Any]) -> Iterator[BulkChange]:
     """Yield what an ORM statement has done that was given sets of parameters: one statement for each table."""
-    if not parameters:
-        return
     written = {key for each in parameters for key in each}
     for table in mapper.tables:
         keys = {mapper.get_property_by_column(column).key for column in table.columns if column in mapper.c.values()}

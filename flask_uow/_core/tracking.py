@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import Enum
 from functools import cache
 from typing import Any, Final
@@ -12,7 +12,7 @@ from sqlalchemy.orm import LoaderCallableStatus, Mapper, Session, UOWTransaction
 
 from flask_uow._core.changes import NO_VALUE, ChangeSet, Entry, Layout, Row
 from flask_uow._core.ledger import Ledger
-from flask_uow._core.mapping import Link, Plan, Source, State, forget_plans, plan_of
+from flask_uow._core.mapping import Link, Plan, Source, State, plan_of
 from flask_uow._core.statements import Described, bulk_changes, connection_of
 
 __all__ = ["Record", "Span", "listen_to_writes", "track", "untrack"]
@@ -34,8 +34,9 @@ class _Kind(Enum):
 
 _INSERT, _GIVE_WAY, _REPLACE, _UPDATE, _DELETE = _Kind
 
-_Write = tuple[State, _Kind, Plan, Source, Source]
-"""An object, what a flush does to it, how its rows are read, the values that are replaced or removed, and others."""
+_Write = tuple[State, Connection, _Kind, Plan, Source, Source]
+"""An object, over which connection, what a flush does to it, how its rows are read, and the values that are replaced or
+removed, and others that may be."""
 
 _NOTHING: Final[Source] = {}
 
@@ -56,8 +57,9 @@ class Record:
         "_ledger",
         "_made",
         "_may_replace",
+        "_plans",
         "_writes",
-        "connections",
+        "_written",
         "is_complete",
         "is_recorded",
     )
@@ -67,8 +69,8 @@ class Record:
         self.is_recorded = False
         """Whether the recorders have written it down: with several databases they could be asked more than once."""
 
-        self.connections: dict[Connection, None] = {}
-        """Those that were written over."""
+        self._written: list[tuple[int, Connection]] = []
+        """The connections that were written over, each with a mark from before that."""
 
         self._about_to_write = about_to_write
         self._ledger: Ledger[Entry] = Ledger()
@@ -80,6 +82,9 @@ class Record:
 
         self._writes: list[_Write] = []
         """What the flush that is running does, in order."""
+
+        self._plans: dict[Mapper[Any], Plan] = {}
+        """Those that are used in that."""
 
         self._may_replace: bool | None = None
         """Whether it also deletes objects, whose rows new ones may take over; None is not known yet."""
@@ -94,12 +99,13 @@ class Record:
     def forget_since(self, mark: int) -> None:
         """Forget what was done in a savepoint that is rolled back, perhaps because a flush has failed in it."""
         self._ledger.forget_since(mark)
+        self._written = [(since, connection) for since, connection in self._written if since < mark]
         self._made.clear()
         self.begin_flush(None)
 
     def begin_flush(self, flush: UOWTransaction | None) -> None:
         """Learn that a flush begins, or that one that has failed is over."""
-        self._flush, self._writes, self._may_replace = flush, [], None
+        self._flush, self._writes, self._plans, self._may_replace = flush, [], {}, None
 
     def changes(self, since: int, until: int | None) -> ChangeSet:
         """Return the net change between two marks; None is the end."""
@@ -114,6 +120,26 @@ class Record:
         """Return the net change of all, in values that nobody else has."""
         return ChangeSet.of(list(self._ledger), is_complete=self.is_complete)
 
+    @property
+    def connections(self) -> list[Connection]:
+        """The connections that were written over."""
+        return list({connection: None for _, connection in self._written})
+
+    def _add(self, entries: Collection[Entry], connections: Iterable[Connection]) -> None:
+        """Write *entries* down, which came over *connections*."""
+        self._made.clear()
+        self._about_to_write()
+        mark = self._ledger.mark()
+        if entries:
+            self._written.extend((mark, connection) for connection in connections)
+        self._ledger.extend(entries)
+
+    def _plan_of(self, mapper: Mapper[Any]) -> Plan:
+        plan = self._plans.get(mapper)
+        if plan is None:
+            plan = self._plans[mapper] = plan_of(mapper)
+        return plan
+
     # What the mappers tell, of each object before it is written: as little is done as can be, for there may be many
 
     def inserts(self, mapper: Mapper[Any], connection: Connection, state: State) -> None:
@@ -122,15 +148,16 @@ class Record:
             # All that it will delete is known before the first INSERT, orphans included.
             flush = self._flush
             self._may_replace = flush is not None and any(is_deletion for is_deletion, _ in flush.states.values())
-        plan = plan_of(mapper)
+        plan = self._plan_of(mapper)
         replaced = self._replaced_by(mapper, state) if self._may_replace else None
         if replaced is None:
-            self._writes.append((state, _INSERT, plan, _NOTHING, _NOTHING))
+            self._writes.append((state, connection, _INSERT, plan, _NOTHING, _NOTHING))
         else:
-            its_plan = plan_of(replaced.mapper)
-            olds = its_plan.deleted(replaced, connection)
-            self._writes.append((replaced, _GIVE_WAY, its_plan, olds, _NOTHING))
-            self._writes.append((state, _REPLACE, plan, dict.fromkeys(plan.columns, NO_VALUE) | olds, _NOTHING))
+            its_plan = self._plan_of(replaced.mapper)
+            given = its_plan.deleted(replaced, connection)
+            olds = dict.fromkeys(plan.columns, NO_VALUE) | given
+            self._writes.append((replaced, connection, _GIVE_WAY, its_plan, given, _NOTHING))
+            self._writes.append((state, connection, _REPLACE, plan, olds, _NOTHING))
 
     def _replaced_by(self, mapper: Mapper[Any], state: State) -> State | None:
         """Return the object that is deleted in the same flush, and whose row SQLAlchemy lets the new one have."""
@@ -144,7 +171,7 @@ class Record:
 
     def updates(self, mapper: Mapper[Any], connection: Connection, state: State) -> None:
         """Learn that an object will be updated, if anything of it has changed."""
-        plan = plan_of(mapper)
+        plan = self._plan_of(mapper)
         olds: Source = state.committed_state.copy()
         known = _NOTHING
         if plan.volatile:
@@ -154,12 +181,12 @@ class Record:
             if type(value) is LoaderCallableStatus:
                 known = plan.learn(olds, state, connection)
                 break
-        self._writes.append((state, _UPDATE, plan, olds, known))
+        self._writes.append((state, connection, _UPDATE, plan, olds, known))
 
     def deletes(self, mapper: Mapper[Any], connection: Connection, state: State) -> None:
         """Learn that an object will be deleted."""
-        plan = plan_of(mapper)
-        self._writes.append((state, _DELETE, plan, plan.deleted(state, connection), _NOTHING))
+        plan = self._plan_of(mapper)
+        self._writes.append((state, connection, _DELETE, plan, plan.deleted(state, connection), _NOTHING))
 
     # What the session tells, when it has written
 
@@ -167,12 +194,10 @@ class Record:
         """Write down what a flush has done."""
         writes = self._writes
         self.begin_flush(None)
-        self._made.clear()
-        self._about_to_write()
-        fetched = _fetch(session, writes)
+        fetched = _fetch(writes)
         entries: list[Entry] = []
         append = entries.append
-        for state, kind, plan, olds, known in writes:
+        for state, _, kind, plan, olds, known in writes:
             if kind is _DELETE or kind is _GIVE_WAY:
                 before: Source | None = olds
                 after: Source | None = None if kind is _DELETE else olds
@@ -196,23 +221,19 @@ class Record:
                 was = None if before is None else read(before)
                 append((layout, plan.entity, was, None if after is None else read(after)))
         entries.extend((layout, None, was, has) for layout, was, has in _linked(session, flush, writes))
-        self._ledger.extend(entries)
+        self._add(entries, {connection: None for _, connection, *_ in writes})
 
     def executed(self, what: Described, statement: object, parameters: object, result: object) -> None:
         """Write down what a statement has done."""
         changes = list(bulk_changes(what, statement, parameters, result))
+        connection = connection_of(result)
         if changes:
-            connection = connection_of(result)
-            if connection is not None:
-                self.connections[connection] = None
-            self._made.clear()
-            self._about_to_write()
-            self._ledger.extend(changes)
+            self._add(changes, () if connection is None else (connection,))
 
     def close(self) -> None:
         """Let go of what is needed only as long as more can come."""
         self.begin_flush(None)
-        self.connections.clear()
+        self._written.clear()
         self._about_to_write = _mark_nothing
 
 
@@ -239,6 +260,11 @@ class Span:
         """Whether there is anything in it."""
         return len(self._record) > self._since
 
+    @property
+    def connections(self) -> list[Connection]:
+        """The connections that the whole transaction was written over."""
+        return self._record.connections
+
     def nested(self) -> Span:
         """Return what a savepoint writes that begins now."""
         return Span(self._record, self._record.mark())
@@ -261,18 +287,18 @@ class Span:
         self._until = self._since
 
 
-def _fetch(session: Session, writes: Iterable[_Write]) -> dict[State, Source]:
+def _fetch(writes: Iterable[_Write]) -> dict[State, Source]:
     """Return the values of the objects that the database has given values, and the session has not fetched them."""
     sources: dict[State, Source] = {}
-    missing: dict[tuple[Plan, tuple[str, ...]], list[Source]] = {}
-    for state, kind, plan, olds, _ in writes:
+    missing: dict[tuple[Connection, Plan, tuple[str, ...]], list[Source]] = {}
+    for state, connection, kind, plan, olds, _ in writes:
         if state.expired_attributes and kind is not _DELETE and kind is not _GIVE_WAY:
             keys = plan.missing(state, None if kind is _INSERT else olds)
             if keys:
                 sources[state] = olds | state.dict
-                missing.setdefault((plan, keys), []).append(sources[state])
-    for (plan, keys), incomplete in missing.items():
-        plan.fetch(session, incomplete, keys)
+                missing.setdefault((connection, plan, keys), []).append(sources[state])
+    for (connection, plan, keys), incomplete in missing.items():
+        plan.fetch(connection, incomplete, keys)
     return sources
 
 
@@ -285,7 +311,7 @@ def _linked(
     """
     told: set[tuple[Layout, Row | None, Row | None]] = set()
     linked = [
-        (state, plan.links, kind is _DELETE or kind is _GIVE_WAY) for state, kind, plan, _, _ in writes if plan.links
+        (state, plan.links, kind is _DELETE or kind is _GIVE_WAY) for state, _, kind, plan, _, _ in writes if plan.links
     ]
     for state, links, is_deletion in linked:
         for link in links:
@@ -344,7 +370,6 @@ def listen_to_writes() -> None:
     Call it when it is known that somebody will be, before there are requests: SQLAlchemy does not expect that the
     listeners of a class change while others are called. They come first, for one of the user's may raise.
     """
-    event.listen(Mapper, "after_configured", forget_plans)
     for name, listener in (
         ("before_insert", _before_insert),
         ("before_update", _before_update),
@@ -364,21 +389,18 @@ def _before_flush(session: Session, flush: UOWTransaction, _objects: object) -> 
 def _before_insert(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     record = _records.get(state.session_id)
     if record is not None:
-        record.connections[connection] = None
         record.inserts(mapper, connection, state)
 
 
 def _before_update(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     record = _records.get(state.session_id)
     if record is not None:
-        record.connections[connection] = None
         record.updates(mapper, connection, state)
 
 
 def _before_delete(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     record = _records.get(state.session_id)
     if record is not None:
-        record.connections[connection] = None
         record.deletes(mapper, connection, state)
 
 

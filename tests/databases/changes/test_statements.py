@@ -13,6 +13,7 @@ from flask_uow import BulkChange, Change, UnitOfWork
 from tests.databases.changes.conftest import Told, given, rows
 from tests.databases.changes.models import (
     Animal,
+    Box,
     Dog,
     Lorry,
     Parcel,
@@ -92,6 +93,7 @@ def test_sets_of_parameters(db: UnitOfWork, any_engine: Engine, told: Told) -> N
         session.execute(update(Dog), [{"id": 1, "name": "Max", "tricks": 4}])
         session.execute(update(Dog), [{"id": 1, "tricks": 5}])
         session.execute(update(Person), [])
+        session.execute(insert(Box), [])
 
     assert told.bulk == [
         ("insert", "person", 3),
@@ -101,9 +103,10 @@ def test_sets_of_parameters(db: UnitOfWork, any_engine: Engine, told: Told) -> N
         ("update", "animal", -1),
         ("update", "dog", -1),
         ("update", "dog", -1),
+        ("insert", "box", 1),
     ]
     statements = [change.statement for change in told.changes if isinstance(change, BulkChange)]
-    assert (statements[0], statements[-1]) == (
+    assert (statements[0], statements[-2]) == (
         "INSERT of person by 3 sets of parameters",
         "UPDATE of dog by 1 sets of parameters",
     )
