@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from operator import eq as equal
 from typing import Any
 
 import pytest
 from sqlalchemy import delete
 
-from flask_uow._core.changes import BulkChange, Change, ChangeSet
+from flask_uow._core.changes import BulkChange, Change, ChangeSet, Layout, Row, copy_of
 from flask_uow._core.events import AfterCommit
 from flask_uow._core.runtime import Runtime
 from tests.core.conftest import Book, Events, block
@@ -135,3 +136,92 @@ def test_outlives_the_session(told: ChangeSet) -> None:
         Change("update", "Book", "book", (1,), {"title": "Emma"}, {"title": "Emma II"}),
     ]
     assert bulk[:3] == ("delete", "book", 1)
+
+
+# The net of several flushes
+
+SEATS = Layout("seat", ("id", "guest"), (0,), (equal, equal), numbers=(0,))
+
+
+def seat_changes(*entries: tuple[Row | None, Row | None]) -> list[Change | BulkChange]:
+    return list(ChangeSet.of([(SEATS, "Seat", before, after) for before, after in entries], is_complete=True))
+
+
+def test_row_that_moves_to_the_key_of_one_that_is_gone() -> None:
+    """No key is told twice: a row that takes the key of one that is deleted is that one, and gone where it was."""
+    deleted_first = seat_changes(((1, "a"), None), ((2, "b"), (1, "b")))
+    moved_first = seat_changes(((1, "a"), (3, "a")), ((2, "b"), (1, "b")), ((3, "a"), None))
+
+    assert deleted_first == [
+        Change("update", "Seat", "seat", (1,), {"guest": "a"}, {"guest": "b"}),
+        Change("delete", "Seat", "seat", (2,), {"id": 2, "guest": "b"}, {}),
+    ]
+    assert moved_first == deleted_first
+
+
+def test_rows_that_change_places() -> None:
+    """Rows that change places have changed their keys."""
+    assert seat_changes(((1, "a"), (9, "a")), ((2, "b"), (1, "b")), ((9, "a"), (2, "a"))) == [
+        Change("update", "Seat", "seat", (2,), {"id": 1}, {"id": 2}),
+        Change("update", "Seat", "seat", (1,), {"id": 2}, {"id": 1}),
+    ]
+
+
+def test_many_rows_that_move() -> None:
+    """A long line of rows each of which takes the key of the next is a deletion at its end."""
+    count = 20_000
+
+    changes = seat_changes(((0, "a"), None), *(((key, "a"), (key - 1, "a")) for key in range(1, count)))
+
+    assert changes == [Change("delete", "Seat", "seat", (count - 1,), {"id": count - 1, "guest": "a"}, {})]
+
+
+def test_key_that_was_given_as_a_string() -> None:
+    """A number that was given as a string is the same row as that number, and told as the database has it."""
+    assert seat_changes((None, ("7", "a")), ((7, "a"), (7, "b"))) == [
+        Change("insert", "Seat", "seat", (7,), {}, {"id": 7, "guest": "b"})
+    ]
+    assert seat_changes((None, ("seven", "a"))) == [
+        Change("insert", "Seat", "seat", ("seven",), {}, {"id": "seven", "guest": "a"})
+    ]
+
+
+def test_keys_of_several_columns() -> None:
+    """In a key of several columns each is told as the database has it, and in the key's order."""
+    layout = Layout("pair", ("one", "two"), (1, 0), (equal, equal), numbers=(0,))
+
+    assert layout.identity(("1", "2")) == ("2", 1)
+
+
+class Vector:
+    """What compares to something that is no bool, as arrays do."""
+
+    def __eq__(self, other: object) -> Any:
+        return [True]
+
+    __hash__ = object.__hash__
+
+
+def refuse(_one: object, _other: object) -> bool:
+    raise ValueError("cannot be compared")
+
+
+@pytest.mark.parametrize("compare", [equal, refuse])
+def test_values_that_cannot_be_compared(compare: Callable[[Any, Any], Any]) -> None:
+    """Values that do not compare to a bool, or not at all, have changed."""
+    layout = Layout("t", ("id", "value"), (0,), (equal, compare))
+    one, other = Vector(), Vector()
+
+    [change] = ChangeSet.of([(layout, "T", (1, one), (1, other))], is_complete=True)
+
+    assert isinstance(change, Change)
+    assert change.before["value"] is one
+    assert change.after["value"] is other
+
+
+def test_value_that_contains_itself() -> None:
+    """A value that cannot be copied is told as it is."""
+    ring: list[Any] = []
+    ring.append(ring)
+
+    assert copy_of(ring) is ring

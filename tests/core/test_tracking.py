@@ -8,6 +8,7 @@ from sqlalchemy import (
     Column,
     Engine,
     ForeignKey,
+    Integer,
     String,
     Table,
     TypeDecorator,
@@ -298,6 +299,32 @@ def test_receivers_that_come_late(engine: Engine) -> None:
 
     assert [change.identity for change in in_time if isinstance(change, Change)] == [(1,)]
     assert (in_time.is_complete, nothing.is_complete, late.is_complete) == (True, False, False)
+
+
+def test_column_that_is_mapped_later(engine: Engine) -> None:
+    """A column that a class is given when it has been used is told like others."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Note(Own):
+        __tablename__ = "note"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE note (id INTEGER PRIMARY KEY, late INTEGER)")
+    scope = Scope(make_runtime(engine, Events()))
+    with block(scope) as session:
+        session.add(Note(id=1))
+    Note.late = mapped_column("late", Integer)
+    with block(scope) as session:
+        session.get_one(Note, 1).late = 5  # type: ignore[attr-defined]
+        session.flush()
+        changes = changes_of(scope)
+    scope.close()
+
+    assert changes == [Change("update", "Note", "note", (1,), {"late": None}, {"late": 5})]
 
 
 def test_transaction_without_a_session() -> None:

@@ -330,6 +330,8 @@ OWN: dict[str, list[tuple[str, tuple[Any, ...]]]] = {
         ("UPDATE LOW_PRIORITY IGNORE person SET age = 1", ("update", "person", 3)),
         ("REPLACE INTO person (id, name) VALUES (4, 'Dee')", ("insert", "person", 1)),
         ("DELETE QUICK FROM person WHERE id = 4", ("delete", "person", 1)),
+        # It says that there were none.
+        ("TRUNCATE TABLE person", ("delete", "person", -1)),
     ],
     "sqlite": [
         ("INSERT OR IGNORE INTO main.[person] (id, name) VALUES (1, 'Ada'), (3, 'Cid')", ("insert", "main.person", 1)),

@@ -622,3 +622,24 @@ def test_table_in_a_schema(db: UnitOfWork, any_engine: Engine, told: Told) -> No
 
     assert told.changes[0] == Change("insert", "Chest", "attic.chest", (1,), {}, {"id": 1, "content": "gold"})
     assert [change[:3] for change in told.changes[1:]] == [("update", "attic.chest", 1), ("delete", "attic.chest", 1)]
+
+
+@pytest.mark.parametrize("refreshed", [False, True])
+def test_key_that_is_given_as_a_string(db: UnitOfWork, any_engine: Engine, told: Told, refreshed: bool) -> None:
+    """A key that is given as a string, and is a number, is that row, whatever the database has to be asked for."""
+    with db.transaction() as session:
+        person = Person(id="7", name="Ada", age=1)
+        session.add(person)
+        session.flush()
+        if refreshed:
+            session.refresh(person)
+        else:
+            session.expire(person, ["name"])
+            person.name = "Grace"
+        person.age = Person.age + 1
+
+    name = "Ada" if refreshed else "Grace"
+    [change] = told.changes
+    assert isinstance(change, Change)
+    assert (change.operation, change.identity) == ("insert", (7,))
+    assert (change.after["name"], change.after["age"]) == (name, 2)
