@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from functools import cache
 from typing import Any, Final
@@ -125,13 +125,12 @@ class Record:
         """The connections that were written over."""
         return list({connection: None for _, connection in self._written})
 
-    def _add(self, entries: Collection[Entry], connections: Iterable[Connection]) -> None:
+    def _add(self, entries: Iterable[Entry], connections: Iterable[Connection]) -> None:
         """Write *entries* down, which came over *connections*."""
         self._made.clear()
         self._about_to_write()
         mark = self._ledger.mark()
-        if entries:
-            self._written.extend((mark, connection) for connection in connections)
+        self._written.extend((mark, connection) for connection in connections)
         self._ledger.extend(entries)
 
     def _plan_of(self, mapper: Mapper[Any]) -> Plan:

@@ -102,7 +102,12 @@ def test_nobody_is_followed_who_need_not_be(engine: Engine, scope: Scope) -> Non
         session.add(Book(title="Sanditon"))
         followed = dict(_records)
         with Session(engine) as other:
-            other.add(Book(title="Emma"))
+            book = Book(title="Emma")
+            other.add(book)
+            other.flush()
+            book.title = "Sanditon II"
+            other.flush()
+            other.delete(book)
             other.flush()
             other.execute(insert(Book).values(title="Persuasion"))
             others = changes_of(scope)
