@@ -310,7 +310,7 @@ def net(entries: Iterable[Entry]) -> Iterator[Change | BulkChange]:
     An insert and its updates are one insert, an insert and its deletion are nothing, and so is an update back to the
     old values.
     """
-    for each in _settled(_fates(entries)):
+    for each in _fates(entries):
         change = each if isinstance(each, BulkChange) else _change(each)
         if change is not None:
             yield change
@@ -320,12 +320,14 @@ def _fates(entries: Iterable[Entry]) -> list[_Fate | BulkChange]:
     fates: list[_Fate | BulkChange] = []
     alive: defaultdict[Layout, dict[tuple[Any, ...], _Fate]] = defaultdict(dict)
     gone: defaultdict[Layout, dict[tuple[Any, ...], _Fate]] = defaultdict(dict)
+    any_moved = False
 
     for entry in entries:
         if isinstance(entry, BulkChange):
             fates.append(entry)
             continue
         layout, entity, before, after = entry
+        rows = alive[layout]
         fate: _Fate | None
         if before is None:
             assert after is not None
@@ -336,26 +338,29 @@ def _fates(entries: Iterable[Entry]) -> list[_Fate | BulkChange]:
                 fates.append(fate)
             else:
                 fate.comes_back(entity, after)
-            alive[layout][identity] = fate
+            rows[identity] = fate
             continue
-        fate = alive[layout].pop(layout.identity(before), None)
+        identity = layout.identity(before)
+        fate = rows.pop(identity, None)
         if fate is None:
             fate = _Fate(layout, entity, before, after)
             fates.append(fate)
         else:
             fate.goes_on(entity, before, after)
         if after is not None:
-            alive[layout][layout.identity(after)] = fate
+            key = layout.identity(after)
+            any_moved = any_moved or key != identity
+            rows[key] = fate
         elif fate.before is not None:
             gone[layout][layout.identity(fate.before)] = fate
-    return fates
+    return _settled(fates) if any_moved else fates
 
 
 def _settled(fates: list[_Fate | BulkChange]) -> list[_Fate | BulkChange]:
     """Let a row that has moved to the key of another be that one, so that no key is told twice."""
     rows = [each for each in fates if isinstance(each, _Fate)]
     moved = {fate.new_key: fate for fate in rows if fate.has_moved}
-    removed = [fate.old_key for fate in rows if fate.after is None and fate.before is not None] if moved else []
+    removed = [fate.old_key for fate in rows if fate.after is None and fate.before is not None]
     while removed:
         fate = moved.pop(removed.pop(), None)
         if fate is not None:

@@ -32,7 +32,7 @@ from sqlalchemy.orm.exc import UnmappedColumnError
 
 from flask_uow._core.changes import NO_VALUE, UNLOADED, Layout, Row, copy_of, tuple_getter
 
-__all__ = ["Link", "Plan", "Source", "State", "plan_of"]
+__all__ = ["Link", "Plan", "Source", "State", "forget_plans", "plan_of"]
 
 State = InstanceState[Any]
 
@@ -66,14 +66,14 @@ class Plan:
         "entity",
         "fresh",
         "links",
-        "size",
         "tables",
+        "version",
         "volatile",
     )
 
     def __init__(self, mapper: Mapper[Any]) -> None:
         self._mapper = mapper
-        self.size = _size(mapper)
+        self.version = _version
         self.entity: str = mapper.class_.__name__
         self.columns: dict[str, Column[Any]] = {}
         """The columns by the keys of the attributes; of one that stands for several, the first."""
@@ -264,16 +264,22 @@ def _reader(keys: Sequence[str | None]) -> Callable[[Source], Row]:
     return read
 
 
+_version = 0
+"""Goes up when a class gets an attribute, which can be a column of a table that others are mapped to as well."""
+
+
+def forget_plans(*_event: object) -> None:
+    """Let each plan be made anew."""
+    global _version  # noqa: PLW0603 - it is one for the process, as the mappers are
+    _version += 1
+
+
 def plan_of(mapper: Mapper[Any]) -> Plan:
-    """Return the plan of a mapper; made once, and again when the class or its table has got more."""
+    """Return the plan of a mapper; made once, and again when any class has got more."""
     plan: Plan | None = vars(mapper).get(_PLAN)
-    if plan is None or plan.size != _size(mapper):
+    if plan is None or plan.version != _version:
         plan = vars(mapper)[_PLAN] = Plan(mapper)
     return plan
-
-
-def _size(mapper: Mapper[Any]) -> tuple[int, int]:
-    return len(mapper.attrs), sum(len(table.columns) for table in mapper.tables)
 
 
 _layouts: WeakKeyDictionary[Table, dict[tuple[tuple[int, ...], int], Layout]] = WeakKeyDictionary()

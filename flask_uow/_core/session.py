@@ -384,10 +384,11 @@ class WatchedSession:
 
     def own_savepoints(self) -> Iterator[tuple[Connection, str]]:
         """Yield the savepoints that were made of the session's connections, past the session."""
-        for connection in self.connections():
-            for savepoint in _chain(connection):
-                if not self._is_of_session(savepoint):
-                    yield connection, savepoint._savepoint
+        if any(entry[0].in_nested_transaction() for entry in self._entries()):
+            for connection in self.connections():
+                for savepoint in _chain(connection):
+                    if not self._is_of_session(savepoint):
+                        yield connection, savepoint._savepoint
 
     def within_own_savepoint(self, connection: Connection | None = None) -> Savepoints:
         """Return the savepoints around what is done next, if the innermost was made of a connection."""

@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, event, inspect
 from sqlalchemy.orm import LoaderCallableStatus, Mapper, Session, UOWTransaction
+from sqlalchemy.orm.interfaces import EXT_CONTINUE
 
 from flask_uow._core.changes import NO_VALUE, ChangeSet, Entry, Layout, Row
 from flask_uow._core.ledger import Ledger
-from flask_uow._core.mapping import Link, Plan, Source, State, plan_of
+from flask_uow._core.mapping import Link, Plan, Source, State, forget_plans, plan_of
 from flask_uow._core.statements import Described, bulk_changes, connection_of
 
 __all__ = ["Record", "Span", "listen_to_writes", "track", "untrack"]
@@ -57,7 +58,6 @@ class Record:
         "_ledger",
         "_made",
         "_may_replace",
-        "_plans",
         "_writes",
         "_written",
         "is_complete",
@@ -83,9 +83,6 @@ class Record:
         self._writes: list[_Write] = []
         """What the flush that is running does, in order."""
 
-        self._plans: dict[Mapper[Any], Plan] = {}
-        """Those that are used in that."""
-
         self._may_replace: bool | None = None
         """Whether it also deletes objects, whose rows new ones may take over; None is not known yet."""
 
@@ -105,7 +102,7 @@ class Record:
 
     def begin_flush(self, flush: UOWTransaction | None) -> None:
         """Learn that a flush begins, or that one that has failed is over."""
-        self._flush, self._writes, self._plans, self._may_replace = flush, [], {}, None
+        self._flush, self._writes, self._may_replace = flush, [], None
 
     def changes(self, since: int, until: int | None) -> ChangeSet:
         """Return the net change between two marks; None is the end."""
@@ -133,12 +130,6 @@ class Record:
         self._written.extend((mark, connection) for connection in connections)
         self._ledger.extend(entries)
 
-    def _plan_of(self, mapper: Mapper[Any]) -> Plan:
-        plan = self._plans.get(mapper)
-        if plan is None:
-            plan = self._plans[mapper] = plan_of(mapper)
-        return plan
-
     # What the mappers tell, of each object before it is written: as little is done as can be, for there may be many
 
     def inserts(self, mapper: Mapper[Any], connection: Connection, state: State) -> None:
@@ -147,12 +138,12 @@ class Record:
             # All that it will delete is known before the first INSERT, orphans included.
             flush = self._flush
             self._may_replace = flush is not None and any(is_deletion for is_deletion, _ in flush.states.values())
-        plan = self._plan_of(mapper)
+        plan = plan_of(mapper)
         replaced = self._replaced_by(mapper, state) if self._may_replace else None
         if replaced is None:
             self._writes.append((state, connection, _INSERT, plan, _NOTHING, _NOTHING))
         else:
-            its_plan = self._plan_of(replaced.mapper)
+            its_plan = plan_of(replaced.mapper)
             given = its_plan.deleted(replaced, connection)
             olds = dict.fromkeys(plan.columns, NO_VALUE) | given
             self._writes.append((replaced, connection, _GIVE_WAY, its_plan, given, _NOTHING))
@@ -170,7 +161,7 @@ class Record:
 
     def updates(self, mapper: Mapper[Any], connection: Connection, state: State) -> None:
         """Learn that an object will be updated, if anything of it has changed."""
-        plan = self._plan_of(mapper)
+        plan = plan_of(mapper)
         olds: Source = state.committed_state.copy()
         known = _NOTHING
         if plan.volatile:
@@ -184,7 +175,7 @@ class Record:
 
     def deletes(self, mapper: Mapper[Any], connection: Connection, state: State) -> None:
         """Learn that an object will be deleted."""
-        plan = self._plan_of(mapper)
+        plan = plan_of(mapper)
         self._writes.append((state, connection, _DELETE, plan, plan.deleted(state, connection), _NOTHING))
 
     # What the session tells, when it has written
@@ -193,11 +184,17 @@ class Record:
         """Write down what a flush has done."""
         writes = self._writes
         self.begin_flush(None)
-        fetched = _fetch(writes)
+        # Most are known as they are.
+        late = [write for write in writes if write[0].expired_attributes]
+        fetched = _fetch(late) if late else {}
+        linked: list[tuple[State, Plan, bool]] = []
         entries: list[Entry] = []
         append = entries.append
         for state, _, kind, plan, olds, known in writes:
-            if kind is _DELETE or kind is _GIVE_WAY:
+            is_removed = kind is _DELETE or kind is _GIVE_WAY
+            if plan.links:
+                linked.append((state, plan, is_removed))
+            if is_removed:
                 before: Source | None = olds
                 after: Source | None = None if kind is _DELETE else olds
             else:
@@ -208,7 +205,8 @@ class Record:
                 elif kind is _UPDATE:
                     # What was written since we looked is in the committed state alone.
                     before = now | state.committed_state
-                    before.update(known)
+                    if known:
+                        before.update(known)
                     before.update(olds)
                 else:
                     before, after = olds, olds | now
@@ -219,7 +217,8 @@ class Record:
             for layout, read in plan.tables:
                 was = None if before is None else read(before)
                 append((layout, plan.entity, was, None if after is None else read(after)))
-        entries.extend((layout, None, was, has) for layout, was, has in _linked(session, flush, writes))
+        if linked:
+            entries.extend((layout, None, was, has) for layout, was, has in _linked(session, flush, linked))
         self._add(entries, {connection: None for _, connection, *_ in writes})
 
     def executed(self, what: Described, statement: object, parameters: object, result: object) -> None:
@@ -291,7 +290,7 @@ def _fetch(writes: Iterable[_Write]) -> dict[State, Source]:
     sources: dict[State, Source] = {}
     missing: dict[tuple[Connection, Plan, tuple[str, ...]], list[Source]] = {}
     for state, connection, kind, plan, olds, _ in writes:
-        if state.expired_attributes and kind is not _DELETE and kind is not _GIVE_WAY:
+        if kind is not _DELETE and kind is not _GIVE_WAY:
             keys = plan.missing(state, None if kind is _INSERT else olds)
             if keys:
                 sources[state] = olds | state.dict
@@ -302,18 +301,20 @@ def _fetch(writes: Iterable[_Write]) -> dict[State, Source]:
 
 
 def _linked(
-    session: Session, flush: UOWTransaction, writes: Iterable[_Write]
+    session: Session, flush: UOWTransaction, linked: Iterable[tuple[State, Plan, bool]]
 ) -> Iterator[tuple[Layout, Row | None, Row | None]]:
     """Yield what a flush has done to the rows of association tables, before and after.
 
     A relationship and its reverse tell of the same rows.
+
+    Args:
+        session: The session.
+        flush: The flush.
+        linked: Objects that have such relationships, how they are read, and whether they are deleted.
     """
     told: set[tuple[Layout, Row | None, Row | None]] = set()
-    linked = [
-        (state, plan.links, kind is _DELETE or kind is _GIVE_WAY) for state, _, kind, plan, _, _ in writes if plan.links
-    ]
-    for state, links, is_deletion in linked:
-        for link in links:
+    for state, plan, is_deletion in linked:
+        for link in plan.links:
             for was, now in _rows(link, session, flush, state, is_deletion=is_deletion):
                 if (link.layout, was, now) not in told:
                     told.add((link.layout, was, now))
@@ -369,12 +370,14 @@ def listen_to_writes() -> None:
     Call it when it is known that somebody will be, before there are requests: SQLAlchemy does not expect that the
     listeners of a class change while others are called. They come first, for one of the user's may raise.
     """
+    event.listen(object, "attribute_instrument", forget_plans, propagate=True)
     for name, listener in (
         ("before_insert", _before_insert),
         ("before_update", _before_update),
         ("before_delete", _before_delete),
     ):
-        event.listen(Mapper, name, listener, raw=True, insert=True)
+        # With a return value SQLAlchemy calls them directly, which is faster.
+        event.listen(Mapper, name, listener, raw=True, retval=True, insert=True)
     event.listen(Session, "before_flush", _before_flush, insert=True)
     event.listen(Session, "after_flush", _after_flush, insert=True)
 
@@ -385,22 +388,25 @@ def _before_flush(session: Session, flush: UOWTransaction, _objects: object) -> 
         record.begin_flush(flush)
 
 
-def _before_insert(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+def _before_insert(mapper: Mapper[Any], connection: Connection, state: State) -> object:
     record = _records.get(state.session_id)
     if record is not None:
         record.inserts(mapper, connection, state)
+    return EXT_CONTINUE
 
 
-def _before_update(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+def _before_update(mapper: Mapper[Any], connection: Connection, state: State) -> object:
     record = _records.get(state.session_id)
     if record is not None:
         record.updates(mapper, connection, state)
+    return EXT_CONTINUE
 
 
-def _before_delete(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+def _before_delete(mapper: Mapper[Any], connection: Connection, state: State) -> object:
     record = _records.get(state.session_id)
     if record is not None:
         record.deletes(mapper, connection, state)
+    return EXT_CONTINUE
 
 
 def _after_flush(session: Session, flush: UOWTransaction) -> None:
