@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -120,6 +121,15 @@ def test_no_star_imports(module: str) -> None:
     ]
 
     assert stars == []
+
+
+def test_documented() -> None:
+    """The page on the architecture has each module."""
+    page = (ROOT / "docs/explanation/architecture.md").read_text("utf-8")
+    listed = set(re.findall(r"^\| `([\w/]+)` \|", page, re.MULTILINE))
+    names = (module.removeprefix("flask_uow.").replace(".", "/") for module in TREES if module != "flask_uow")
+
+    assert listed == set(names) - {"_core"}
 
 
 @every_module
