@@ -89,8 +89,8 @@ def test_log_says_who_changed_what(app: Flask, client: FlaskClient) -> None:
         "Ada updated account 1: balance from €100.00 to €75.00.",
         "Ada updated account 2: balance from €50.00 to €75.00.",
     ]
-    assert changes[2].startswith("Ada inserted transfer 1: payee_id 2, amount €25.00, receipt_number ")
-    assert changes[3].endswith("text €25.00 went from Ada to Grace..")
+    assert changes[2].startswith("Ada inserted transfer 1: payer_id 1, payee_id 2, amount €25.00, receipt_number ")
+    assert changes[3].endswith(": text €25.00 went from Ada to Grace.")
     assert "Ada in bank.transfer: update account 1\n    balance: 10000 -> 7500\n" in trail
 
 

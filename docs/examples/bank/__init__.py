@@ -384,9 +384,9 @@ def description(change: Change | BulkChange) -> str:
         columns = [f"{name} from {shown(name, change.before)} to {shown(name, change.after)}" for name in change.after]
     else:
         row = change.after or change.before
-        columns = [f"{name} {shown(name, row)}" for name in row if row[name] not in change.identity]
+        columns = [f"{name} {shown(name, row)}" for name in row if name not in ("id", "number")]
     key = ", ".join(map(str, change.identity))
-    return f"{PAST[change.operation]} {change.table} {key}: {', '.join(columns)}"
+    return f"{PAST[change.operation]} {change.table} {key}: {', '.join(columns)}".rstrip(".")
 
 
 PAST = {"insert": "inserted", "update": "updated", "delete": "deleted"}
