@@ -7,22 +7,18 @@ and no row is told of twice. `RULES` has each rule once, with its changes writte
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass
 from functools import cache, partial
 from itertools import chain, cycle, islice, product, repeat
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
-from hypothesis.configuration import set_hypothesis_home_dir
 from sqlalchemy import (
     JSON,
     URL,
@@ -55,15 +51,10 @@ from sqlalchemy.orm import (
 )
 
 from flask_uow import BulkChange, Change, ChangeSet, UnitOfWork, signals
-
-PROGRAMS: Final = int(os.environ.get("FLASK_UOW_TEST_PROGRAMS", "2000"))
-"""How many random programs SQLite is given; PostgreSQL has a tenth of them."""
+from tests.reliability.programs import PROGRAMS, Short
 
 # A document can be linked to, and then be thrown out of its folder before it is stored.
 pytestmark = pytest.mark.filterwarnings("ignore:Object of type <Document> not in session")
-
-# Its cache would go into the current folder, as soon as the tests are collected.
-set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "flask_uow_hypothesis")
 
 
 # Models
@@ -297,20 +288,6 @@ FILLED: Final[dict[Kind, dict[str, Any]]] = {
     "Stamp": {"n": 9, "status": None},
 }
 """What a new object is given, unless it is bare."""
-
-
-class Short:
-    """A dataclass with the repr that one would write."""
-
-    def __repr__(self) -> str:
-        arguments = []
-        for each in fields(self):  # type: ignore[arg-type] # all that inherit from it are dataclasses
-            value = getattr(self, each.name)
-            if each.default is MISSING:
-                arguments.append(repr(value))
-            elif value != each.default:
-                arguments.append(f"{each.name}={value!r}")
-        return f"{type(self).__name__}({', '.join(arguments)})"
 
 
 class Operation(Short, ABC):

@@ -7,29 +7,23 @@ ran, in order, and which rows are stored in the end. `RULES` has each rule once,
 
 from __future__ import annotations
 
-import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
-from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
-from hypothesis.configuration import set_hypothesis_home_dir
 from sqlalchemy import Connection, Engine, create_engine, delete, event, insert
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_uow import Propagation, UnitOfWork
 from tests.conftest import Book
-
-PROGRAMS: Final = int(os.environ.get("FLASK_UOW_TEST_PROGRAMS", "2000"))
-"""How many random programs each database is given."""
+from tests.reliability.programs import PROGRAMS, Short
 
 STORED: Final = 0
 """The key of a row that is stored before every program."""
@@ -37,27 +31,10 @@ STORED: Final = 0
 # SQLAlchemy warns of what is added to a session between a flush that failed and its rollback.
 pytestmark = pytest.mark.filterwarnings("ignore:Session's state has been changed on a non-active transaction")
 
-# Its cache would go into the current folder, as soon as the tests are collected.
-set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "flask_uow_hypothesis")
-
 
 # Programs
 
 Mode = Literal["REQUIRED", "NESTED", "REQUIRES_NEW", "MANDATORY", "SUPPORTS", "NOT_SUPPORTED", "NEVER"]
-
-
-class Short:
-    """A dataclass with the repr that one would write."""
-
-    def __repr__(self) -> str:
-        arguments = []
-        for each in fields(self):  # type: ignore[arg-type] # all that inherit from it are dataclasses
-            value = getattr(self, each.name)
-            if each.default is MISSING:
-                arguments.append(repr(value))
-            elif value != each.default:
-                arguments.append(f"{each.name}={value!r}")
-        return f"{type(self).__name__}({', '.join(arguments)})"
 
 
 @dataclass(frozen=True, repr=False)
