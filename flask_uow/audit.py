@@ -240,8 +240,13 @@ class AuditTrail:
         return next(filter(self._is_left_out, alike), alike[0] if alike else None)
 
     def _names_what_is_left_out(self, statement: str) -> bool:
-        words = set(re.findall(r"\w+", statement.lower()))
-        return any(table.name.lower() in words and self._is_left_out(table) for table in self._every_table())
+        text = statement.lower()
+        words = set(re.findall(r"\w+", text))
+        return any(
+            self._is_left_out(table) and (name in words or (re.search(r"\W", name) is not None and name in text))
+            for table in self._every_table()
+            for name in (table.name.lower(),)
+        )
 
     def _every_table(self) -> Iterator[Table]:
         """Yield the tables of which something is known."""

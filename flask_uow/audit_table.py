@@ -182,8 +182,16 @@ _TOO_DEEP: Final = "(too deep)"
 
 def _names_of(kind: SqlEnum) -> dict[Enum, str]:
     """Return what SQLAlchemy stores for the members of an Enum: their names, or what ``values_callable`` says."""
-    members: Iterable[Enum] = () if kind.enum_class is None else kind.enum_class.__members__.values()
-    return dict(zip(members, kind.enums, strict=False))
+    if kind.enum_class is None:
+        return {}
+    members = list(kind.enum_class)
+    if len(kind.enums) != len(members):
+        # Aliases have names of their own, if the type is told not to omit them; the first is what is stored.
+        members = list(kind.enum_class.__members__.values())
+    names: dict[Enum, str] = {}
+    for member, name in zip(members, kind.enums, strict=False):
+        names.setdefault(member, name)
+    return names
 
 
 def _check(what: str, said: object, allowed: tuple[object, ...]) -> None:

@@ -90,6 +90,13 @@ class Secret(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
+class OddSecret(Base):
+    __tablename__ = "odd-secret"
+    __table_args__ = {"info": {"audit": False}}
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
 class Order(Base):
     __tablename__ = "audited_order"
     __table_args__ = {"info": {"audit": True}}
@@ -527,6 +534,7 @@ def test_values_in_statements(uow: UnitOfWork, trail: AuditTrail, engine: Engine
     [
         "DELETE s FROM secret AS s WHERE s.pin = '4711'",
         "WITH gone AS (SELECT '4711' FROM secret) UPDATE audited_book SET price = 1",
+        "WITH gone AS (SELECT '4711' FROM \"odd-secret\") UPDATE audited_book SET price = 1",
     ],
 )
 def test_statements_that_name_what_is_left_out(trail: AuditTrail, statement: str) -> None:
@@ -545,6 +553,8 @@ def test_statements_that_name_what_is_left_out(trail: AuditTrail, statement: str
 
 class Colour(enum.StrEnum):
     RED = "r"
+    CRIMSON = "r"
+    BLUE = "b"
 
 
 def values_of(kind: type[enum.Enum]) -> list[str]:
@@ -565,17 +575,29 @@ def test_members_of_enums_as_they_are_stored(uow: UnitOfWork, engine: Engine) ->
         by_value: Mapped[Colour] = mapped_column(
             SqlEnum(Colour, values_callable=lambda kind: [each.value for each in kind])
         )
+        by_alias: Mapped[Colour] = mapped_column(SqlEnum(Colour, omit_aliases=False))
+        word: Mapped[str] = mapped_column(SqlEnum("r", "b"))
         plain: Mapped[str]
 
     trail = AuditTrail(uow, Own, table_name="paint_log")
     Own.metadata.create_all(engine)
     with uow.transaction() as session:
-        session.add(Paint(id=1, by_name=Colour.RED, by_value=Colour.RED, plain=Colour.RED))
+        for key, colour in enumerate(Colour):
+            values = dict.fromkeys(("by_name", "by_value", "by_alias", "plain"), colour)
+            session.add(Paint(id=key, **values, word=colour.value))
 
     with uow.transaction() as session:
-        [entry] = trail.history(Paint, 1)
-        [stored] = session.execute(text("SELECT * FROM paint"))
-    assert entry.after == stored._mapping == {"id": 1, "by_name": "RED", "by_value": "r", "plain": "r"}
+        told = [entry.after for entry in trail.entries()]
+        stored = [dict(row._mapping) for row in session.execute(text("SELECT * FROM paint"))]
+    assert told == stored
+    assert stored[0] == {
+        "id": 0,
+        "by_name": "RED",
+        "by_value": "r",
+        "by_alias": "RED",
+        "word": "r",
+        "plain": "r",
+    }
 
 
 def test_value_that_is_too_deep(uow: UnitOfWork, engine: Engine) -> None:
