@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from inspect import iscoroutinefunction
 from typing import Any, Final, cast
 
 from flask import has_request_context, request
@@ -15,6 +14,7 @@ from sqlalchemy import Connection, Engine, MetaData, Select, Table, and_, false,
 from sqlalchemy.orm import InstanceState, Mapper
 
 from flask_uow._core.changes import BulkChange, Change, ChangeSet
+from flask_uow._core.options import is_plain_function
 from flask_uow._core.tracking import listen_to_writes
 from flask_uow._core.transaction import Outcome, Transaction
 from flask_uow.audit_table import (
@@ -281,10 +281,7 @@ class AuditTrail:
         self, tables: Mapping[str, Sequence[str]], keys: Mapping[str, tuple[Any, ...]], until: int | None
     ) -> list[AuditEntry]:
         columns = self.table.c
-        rows = (
-            and_(columns.table_name == name, columns.primary_key.in_({key_text(key), key_text(key, is_hidden=True)}))
-            for name, key in keys.items()
-        )
+        rows = (and_(columns.table_name == name, columns.primary_key.in_(_texts_of(key))) for name, key in keys.items())
         query = select(self.table).where(or_(false(), *rows), columns.outcome == str(Outcome.COMMITTED))
         if until is not None:
             query = query.where(columns.id < until)
@@ -316,8 +313,7 @@ class AuditTrail:
         if table is not None:
             query = query.where(columns.table_name == table)
         if keys:
-            texts = {key_text(key, is_hidden=hidden) for key in keys for hidden in (False, True)}
-            query = query.where(columns.primary_key.in_(texts))
+            query = query.where(columns.primary_key.in_({text for key in keys for text in _texts_of(key)}))
         return self._read(query.order_by(columns.id.desc()).limit(limit))[::-1]
 
     def _read(self, query: Select[Any]) -> list[AuditEntry]:
@@ -337,7 +333,7 @@ _AT_ONCE: Final = 1000
 def _check_function(name: str, function: object) -> None:
     if not callable(function):
         raise ConfigurationError(name, f"is {function!r}; it must be a function without arguments.")
-    if iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__):
+    if not is_plain_function(function):
         raise ConfigurationError(
             name, f"is the coroutine function {function!r}, which nobody would await. Give it a plain function."
         )
@@ -407,6 +403,11 @@ def _keys_of(state: InstanceState[Any]) -> dict[str, tuple[Any, ...]]:
 def _name(table: Any) -> str:
     name: str = table.fullname
     return name
+
+
+def _texts_of(key: Sequence[object]) -> set[str]:
+    """Return what a primary key is stored as: when its columns are written, and when they are masked."""
+    return {key_text(key), key_text(key, is_hidden=True)}
 
 
 def _key_before(entry: AuditEntry, tables: Mapping[str, Sequence[str]]) -> tuple[Any, ...] | None:

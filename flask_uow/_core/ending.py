@@ -427,8 +427,9 @@ class Ending(Guard):
     def _tell_of_rollback(self, transaction: Transaction, error: BaseException | None, places: Places | None) -> None:
         if self._runtime.notify.wants(AfterRollback):
             self._tell_of(AfterRollback(transaction, error, transaction.changes))
-        for recorder in self._runtime.recorders if places is not None else ():
-            assert places is not None
+        if places is None:
+            return
+        for recorder in self._runtime.recorders:
             try:
                 with apart():
                     recorder.write_lost(transaction, transaction.changes, error, places.bind_for)

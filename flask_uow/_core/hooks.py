@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from inspect import iscoroutinefunction
 from typing import Any
 
 from flask_uow._core.ledger import Ledger
+from flask_uow._core.options import is_plain_function
 from flask_uow.errors import ConfigurationError
 
 __all__ = ["Failure", "Hook", "Hooks", "Moment", "check_callback"]
@@ -53,7 +53,7 @@ def check_callback(moment: Moment, callback: object) -> None:
     """
     if not callable(callback):
         raise ConfigurationError(f"{moment.value}()", f"was given {callback!r}; it takes a function and its arguments.")
-    if iscoroutinefunction(callback) or iscoroutinefunction(type(callback).__call__):
+    if not is_plain_function(callback):
         raise ConfigurationError(
             f"{moment.value}()",
             f"was given the coroutine function {getattr(callback, '__qualname__', callback)!r}, which nobody would "

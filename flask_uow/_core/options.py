@@ -34,6 +34,7 @@ __all__ = [
     "is_attempts",
     "is_commit_if",
     "is_isolation_level",
+    "is_plain_function",
     "is_timeout",
     "level_name",
     "unknown_name",
@@ -110,14 +111,14 @@ def _is_error_classes(value: object) -> bool:
     return all(isinstance(cls, type) and issubclass(cls, BaseException) for cls in classes)
 
 
-def _is_plain_function(value: object) -> bool:
-    """Whether *value* can be asked. A coroutine would always be true."""
+def is_plain_function(value: object) -> bool:
+    """Whether *value* can be called, and answers at once: nobody would await a coroutine, which is always true."""
     return callable(value) and not iscoroutinefunction(value) and not iscoroutinefunction(type(value).__call__)
 
 
 def _takes_one_argument(value: object) -> bool:
     """Whether *value* is a function that can be called with one argument, as far as it says."""
-    if not callable(value) or isinstance(value, type) or not _is_plain_function(value):
+    if not callable(value) or isinstance(value, type) or not is_plain_function(value):
         return False
     try:
         signature(value).bind(None)
@@ -130,7 +131,7 @@ def _takes_one_argument(value: object) -> bool:
 
 def is_commit_if(value: object) -> bool:
     """Whether *value* can be asked about a response."""
-    return value is None or _is_plain_function(value)
+    return value is None or is_plain_function(value)
 
 
 def is_attempts(value: object) -> bool:
