@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from flask_uow._core.session import OVERSEEN, SessionSource
+from flask_uow._core.session import OVERSEEN, SessionSource, binds_of, distinct_binds
 from flask_uow.context import Slot, current_app, current_slot
 from flask_uow.errors import ConfigurationError, NoScopeError
 
@@ -45,17 +45,17 @@ def session_source(sessions: Any, tell: Callable[[Session], None]) -> SessionSou
         ConfigurationError: It is none of these.
     """
     if isinstance(sessions, sessionmaker):
-        return SessionSource(sessions, _close)
+        return SessionSource(sessions, _close, binds=_binds_of_maker(sessions))
     if isinstance(sessions, scoped_session):
-        return _of_registry(sessions, tell)
+        return _of_registry(sessions, tell, _binds_of_maker(sessions.session_factory))
     if isinstance(sessions, Engine):
         # Ours alone: use after close() is an error and not a second, forgotten transaction; and what a committed
         # view returned can be rendered without reading it again.
         maker = sessionmaker(sessions, expire_on_commit=False, close_resets_only=False)
-        return SessionSource(maker, _close)
+        return SessionSource(maker, _close, binds=_binds_of_maker(maker))
 
     if isinstance(registry := inspect.getattr_static(sessions, "session", None), scoped_session):
-        return _of_flask_sqlalchemy(registry, tell)
+        return _of_flask_sqlalchemy(sessions, registry, tell)
     if any(cls.__module__.startswith("flask_sqlalchemy_lite") for cls in type(sessions).__mro__):
         return _of_flask_sqlalchemy_lite(sessions, tell)
 
@@ -73,10 +73,50 @@ def session_source(sessions: Any, tell: Callable[[Session], None]) -> SessionSou
     if _needs_arguments(sessions):
         raise ConfigurationError("sessions", f"is {sessions!r}, which cannot be called without arguments: {_ALLOWED}.")
 
-    return SessionSource(cast(Callable[[], Session], sessions), _close)
+    return SessionSource(cast(Callable[[], Session], sessions), _close, binds=_binds_of_maker(sessions))
 
 
-def _of_registry(registry: scoped_session[Any], tell: Callable[[Session], None]) -> SessionSource:
+Binds = Callable[[], list[Engine | Connection]]
+
+
+def _binds_of_maker(make: Callable[[], object]) -> Binds:
+    """Return what finds the binds of the sessions that *make* makes: in its settings, or in a session made for that."""
+    # That of a registry is covered by our own, which has the settings too.
+    settings: dict[str, Any] | None = getattr(make, "kw", None)
+    if isinstance(settings, dict):
+        return lambda: distinct_binds((settings.get("bind"), *(settings.get("binds") or {}).values()))
+    make = make.bare if isinstance(make, _Announcing) else make
+
+    def find() -> list[Engine | Connection]:
+        try:
+            session = make()
+        except Exception:  # noqa: BLE001 - it may need an app context, or whatever else
+            return []
+        if not isinstance(session, Session):
+            return []
+        found = binds_of(session)
+        # It may be one that is in use.
+        if OVERSEEN not in session.info:
+            session.close()
+        return found
+
+    return find
+
+
+def _binds_of_extension(db: Any) -> Binds:
+    """Return what finds the engines that another extension has for the current app."""
+
+    def find() -> list[Engine | Connection]:
+        try:
+            return distinct_binds(db.engines.values())
+        except RuntimeError:
+            # There is no current app, or it is none that the extension knows.
+            return []
+
+    return find
+
+
+def _of_registry(registry: scoped_session[Any], tell: Callable[[Session], None], binds: Binds) -> SessionSource:
     # One that goes by our contexts has no session from before. Any other can have one, of the same thread.
     by_context = getattr(registry.registry, "scopefunc", None) is current_slot
     find_open = None if by_context else lambda: registry() if registry.registry.has() else None
@@ -94,7 +134,13 @@ def _of_registry(registry: scoped_session[Any], tell: Callable[[Session], None])
         return previous
 
     source = SessionSource(
-        registry, _RemoveFrom(registry), is_registry=True, find_open=find_open, tell=tell, exchange=exchange
+        registry,
+        _RemoveFrom(registry),
+        is_registry=True,
+        find_open=find_open,
+        tell=tell,
+        exchange=exchange,
+        binds=binds,
     )
 
     # Others use the registry without asking us, and their work is a part of the transaction all the same.
@@ -116,15 +162,15 @@ class _Announcing:
     """A registry's way to make a session, and to tell whom it was given to. It is put there once."""
 
     def __init__(self, create: Callable[..., Session]) -> None:
-        self._create = create
+        self.bare = create
         self.sources: WeakSet[SessionSource] = WeakSet()
 
     def __getattr__(self, name: str) -> Any:
         # What a sessionmaker has beside the call, such as configure().
-        return getattr(self._create, name)
+        return getattr(self.bare, name)
 
     def __call__(self, **options: Any) -> Session:
-        session = self._create(**options)
+        session = self.bare(**options)
         _tell_all(self.sources, session)
         return session
 
@@ -137,7 +183,14 @@ def _of_flask_sqlalchemy_lite(db: Any, tell: Callable[[Session], None]) -> Sessi
     get_session = db.get_session
     if not isinstance(get_session, _OneForEachContext):
         get_session = db.get_session = _OneForEachContext(db, get_session)
-    source = SessionSource(get_session, _close, is_registry=True, tell=tell, exchange=get_session.exchange)
+    source = SessionSource(
+        get_session,
+        _close,
+        is_registry=True,
+        tell=tell,
+        exchange=get_session.exchange,
+        binds=_binds_of_extension(db),
+    )
     get_session.sources.add(source)
     return source
 
@@ -179,7 +232,7 @@ class _OneForEachContext:
         return previous
 
 
-def _of_flask_sqlalchemy(registry: scoped_session[Any], tell: Callable[[Session], None]) -> SessionSource:
+def _of_flask_sqlalchemy(db: Any, registry: scoped_session[Any], tell: Callable[[Session], None]) -> SessionSource:
     """Return the source that is Flask-SQLAlchemy's ``db.session``, with a session for each context as ours have it.
 
     Its own scope is the id() of the app context. Another context can have that id later, and on Flask 3.1 a request
@@ -194,7 +247,8 @@ def _of_flask_sqlalchemy(registry: scoped_session[Any], tell: Callable[[Session]
             return scopefunc() if app is not None and "uow" not in app.extensions else current_slot()
 
         setattr(registry.registry, "scopefunc", scope)  # noqa: B010 - not every kind of registry has one
-    return _of_registry(registry, tell)
+    binds = _binds_of_extension(db) if hasattr(type(db), "engines") else _binds_of_maker(registry.session_factory)
+    return _of_registry(registry, tell, binds)
 
 
 def _is_asynchronous(sessions: object) -> bool:

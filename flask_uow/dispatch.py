@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException, InternalServerError
 
+from flask_uow._core.events import Notify
 from flask_uow._core.policy import Decision, on_error, on_status
 from flask_uow._core.recording import Recorder
 from flask_uow._core.retry import NOTHING_BEFORE, Attempt, Attempts, Retry
@@ -63,6 +64,7 @@ class Managed:
         settings: Settings,
         *,
         recorders: Sequence[Recorder],
+        observers: Collection[Notify],
     ) -> None:
         self._app = app
         self._owner = owner
@@ -72,7 +74,7 @@ class Managed:
         self._source = source
         self.runtime = Runtime(
             source,
-            Publisher(app, self._synchronise),
+            Publisher(app, self._synchronise, observers=observers),
             self._judge,
             settings.manual_commit,
             self._hook_errors,

@@ -10,6 +10,7 @@ from flask import Blueprint, Flask, has_request_context
 from sqlalchemy.orm import Session
 
 from flask_uow._core.block import Block, standalone_scope
+from flask_uow._core.events import Notify
 from flask_uow._core.hooks import Moment
 from flask_uow._core.options import Options, StreamOptions, TransactionalOptions, TransactionOptions, check_options
 from flask_uow._core.policy import no_opinion
@@ -94,9 +95,12 @@ class UnitOfWork:
         self._recorders: list[Recorder] = []
         """Who writes down what is changed, in all apps: audit trails."""
 
+        self._observers: list[Notify] = []
+        """Who is told what happens in all apps, beside the signals: tests."""
+
         self._runtime = Runtime(
             self._source,
-            Publisher(self),
+            Publisher(self, observers=self._observers),
             no_opinion,
             self._settings.manual_commit,
             lambda: self._settings.hook_errors or "log",
@@ -154,7 +158,10 @@ class UnitOfWork:
             registry = app.extensions["uow"] = _Registry(Dispatch(app))
             if "uow" not in app.cli.commands:
                 app.cli.add_command(commands)
-        registry.dispatch.add(self, Managed(app, self, self._name, self._source, settings, recorders=self._recorders))
+        managed = Managed(
+            app, self, self._name, self._source, settings, recorders=self._recorders, observers=self._observers
+        )
+        registry.dispatch.add(self, managed)
         registry[self._name] = self
 
     @property

@@ -7,14 +7,24 @@ The sender is the Flask application, or the UnitOfWork outside one. Each signal'
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from inspect import iscoroutinefunction
 from typing import Any, Final
 
 from blinker import NamedSignal, Namespace
 
-from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Completed, Event, Removed, Retried, Started
+from flask_uow._core.events import (
+    AfterCommit,
+    AfterRollback,
+    BeforeCommit,
+    Completed,
+    Event,
+    Notify,
+    Removed,
+    Retried,
+    Started,
+)
 from flask_uow._core.tracking import listen_to_writes
 
 __all__ = [
@@ -84,18 +94,24 @@ class Publisher:
     Args:
         sender: The Flask application, or the UnitOfWork outside one.
         synchronise: Makes a plain function of a coroutine function, like ``app.ensure_sync()``.
+        observers: Who is told beside the signals, before them, and of more: tests. There can be others later.
     """
 
-    __slots__ = ("_sender", "_synchronise")
+    __slots__ = ("_observers", "_sender", "_synchronise")
 
-    def __init__(self, sender: object, synchronise: Synchronise = _no_loop) -> None:
+    def __init__(
+        self, sender: object, synchronise: Synchronise = _no_loop, *, observers: Collection[Notify] = ()
+    ) -> None:
         self._sender = sender
         self._synchronise = synchronise
+        self._observers = observers
 
     def wants(self, kind: type[Event], /) -> bool:
-        """Whether the signal has any receiver that would be called for this sender."""
-        signal = _SIGNALS[kind]
-        return bool(signal.receivers) and signal.has_receivers_for(self._sender)
+        """Whether the signal has any receiver that would be called for this sender, or anybody observes such events."""
+        signal = _SIGNALS.get(kind)
+        if signal is not None and signal.receivers and signal.has_receivers_for(self._sender):
+            return True
+        return bool(self._observers) and any(observer.wants(kind) for observer in tuple(self._observers))
 
     def __call__(self, event: Event, /) -> None:
         """Send *event* as its signal.
@@ -103,7 +119,12 @@ class Publisher:
         What a receiver of `before_commit` raises is a veto, and goes on. After the fact there is nothing to veto:
         the others are called all the same, and what is raised is logged.
         """
-        signal = _SIGNALS[type(event)]
+        for observer in tuple(self._observers) if self._observers else ():
+            if observer.wants(type(event)):
+                observer(event)
+        signal = _SIGNALS.get(type(event))
+        if signal is None:
+            return
         arguments = {name: getattr(event, name) for name in _ARGUMENTS[type(event)]}
 
         if signal.is_muted:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.engine.interfaces import ExecutionContext
 from sqlalchemy.exc import DBAPIError
 
+from flask_uow._core.isolation import is_isolated
 from flask_uow._core.limits import Limit, limit_of
 from flask_uow._core.pool import put_back_later, send
 from flask_uow.errors import ConfigurationError, IncompatibleTransactionError
@@ -20,18 +23,24 @@ from flask_uow.errors import ConfigurationError, IncompatibleTransactionError
 __all__ = [
     "Demands",
     "Savepoints",
+    "Statement",
     "Supervisor",
     "adopt",
     "attend",
     "begin_at_once",
     "begun",
     "bound_to_a_connection",
+    "committing",
     "execution_options",
     "follow",
     "give_back",
     "has_given_up",
     "has_written",
+    "in_front",
     "listen_to_errors",
+    "observe",
+    "only_reads",
+    "quietly",
     "refuse_autocommit",
     "relax",
     "take",
@@ -42,11 +51,31 @@ Savepoints = frozenset[tuple[Connection, str]]
 """Savepoints by their names, which are of one connection each."""
 
 
+class Statement(NamedTuple):
+    """A statement, as SQLAlchemy is about to give it to a cursor."""
+
+    text: str
+    parameters: Any
+    cursor: Any
+    context: ExecutionContext | None
+
+
 class Supervisor(Protocol):
     """Who decides what may be sent over a connection, and is told what went wrong."""
 
     restricted: bool
     """Whether `before_statement` has anything to say. It is asked before each statement."""
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether `sending` and `committing` are wanted."""
+        ...
+
+    def sending(self, connection: Connection, statement: Statement) -> None:
+        """Learn of a statement that is about to be sent, and raise in its place what it is to fail with."""
+
+    def committing(self, connection: Connection) -> None:
+        """Learn that COMMIT is about to be sent, and raise in its place what it is to fail with."""
 
     def before_statement(self) -> float | None:
         """Return how many seconds the next statement has, or None for no limit; raise if it may not be sent."""
@@ -107,6 +136,9 @@ _COMMITS: Final = ("COMMIT", "XA COMMIT")
 _ALWAYS_SENT: Final = ("ROLLBACK", "XA END", "XA ROLLBACK")
 """How statements begin that are a part of rolling back."""
 
+_IS_CONTROL: Final = re.compile(r"BEGIN\b|SAVEPOINT\b|RELEASE SAVEPOINT\b|ROLLBACK\b|COMMIT\b|XA ")
+"""What SQLAlchemy and we send to begin and end transactions, where the driver has no method for it."""
+
 
 class _Watch:
     """What is known of one connection while a session uses it."""
@@ -117,6 +149,7 @@ class _Watch:
         "_followed",
         "_limit",
         "_manage_limit",
+        "_observed",
         "outer",
         "refuses_writing",
         "supervised",
@@ -140,7 +173,15 @@ class _Watch:
         self._manage_limit = manage_limit
         self._attended = False
         self._followed = False
+        self._observed = False
         self._busy = False
+
+    def observe(self, connection: Connection) -> None:
+        """Tell of each statement, and of COMMIT."""
+        self.attend(connection)
+        if not self._observed:
+            self._observed = True
+            event.listen(connection, "commit", committing)
 
     def attend(self, connection: Connection) -> None:
         """Be asked before each statement. It costs as much as a statement does, and few transactions need it."""
@@ -156,7 +197,7 @@ class _Watch:
 
     def before(self, connection: Connection, statement: str) -> None:
         if not self.supervised and not self.written and not self._busy:
-            self.written = not _only_reads(statement)
+            self.written = not only_reads(statement)
         if self.refuses_writing and _WRITES.match(statement):
             raise self.supervisor.read_only_error(statement)
         if self.supervisor.restricted and not self._busy:
@@ -165,6 +206,16 @@ class _Watch:
                 self._limit = None if self._limit is None else self._limit.after_rollback()
                 return
             self.give(connection, self.supervisor.before_statement())
+
+    def tell(self, connection: Connection, statement: Statement) -> None:
+        """Tell of a statement that is about to be sent, if it is not one of ours, nor of those around the others."""
+        if self._observed and not self._busy and not _IS_CONTROL.match(statement.text):
+            self.supervisor.sending(connection, statement)
+
+    def quietly(self, *, busy: bool) -> bool:
+        """Let what is sent from here on be ours, or no longer, and return whether it was."""
+        before, self._busy = self._busy, busy
+        return before
 
     def give(self, connection: Connection, seconds: float | None) -> None:
         """Give the next statement *seconds*, on the server's side too, where that can be."""
@@ -207,6 +258,8 @@ def take(connection: Connection, supervisor: Supervisor, demands: Demands | None
         if demands.read_only and (bound or not _make_read_only(connection, driver)):
             watch.refuses_writing = True
             watch.attend(connection)
+    if supervisor.is_observed:
+        watch.observe(connection)
 
 
 def _watch(connection: Connection, supervisor: Supervisor, *, supervised: bool, bound: bool) -> _Watch:
@@ -241,7 +294,36 @@ def adopt(connection: Connection, supervisor: Supervisor, *, bound: bool) -> Non
     watch = _watch(connection, supervisor, supervised=False, bound=bound)
     watch.written = True
     watch.attend(connection)
+    if supervisor.is_observed:
+        watch.observe(connection)
     begin_at_once(connection)
+
+
+def in_front(connection: Connection, supervisor: Supervisor) -> None:
+    """Let *supervisor* be told of what is next sent over a connection that several sessions are on in turn."""
+    watches = sorted(_watches_of(connection), key=lambda watch: watch.supervisor is not supervisor)
+    for watch, outer in zip(watches, (*watches[1:], None), strict=False):
+        watch.outer = outer
+    if watches:
+        _watches[connection] = watches[0]
+
+
+def observe() -> None:
+    """Tell the supervisors of all connections that are in use of what is sent, those that want to know of it."""
+    for connection, watch in list(_watches.items()):
+        if watch.supervisor.is_observed:
+            watch.observe(connection)
+
+
+@contextmanager
+def quietly(connection: Connection) -> Generator[None]:
+    """Let what is sent inside be our own, which observers are not told of."""
+    watch = _watches[connection]
+    before = watch.quietly(busy=True)
+    try:
+        yield
+    finally:
+        watch.quietly(busy=before)
 
 
 def attend(connection: Connection) -> None:
@@ -292,7 +374,8 @@ def execution_options(bind: Engine | Connection, demands: Demands) -> dict[str, 
         IncompatibleTransactionError: *bind* is a Connection, whose isolation level is not ours to set.
     """
     level = demands.isolation_level
-    if level is None and not demands.read_only:
+    if (level is None and not demands.read_only) or is_isolated(bind):
+        # All sessions of a test are in one transaction, and have its level.
         return {}
     if isinstance(bind, Connection):
         if level is not None and not demands._is_default_level:
@@ -331,7 +414,8 @@ def has_written(connection: Connection) -> bool:
     if watch.written or watch.supervised:
         # Nobody keeps account of what is sent in most transactions.
         return True
-    if connection.dialect.name != "postgresql":
+    if connection.dialect.name != "postgresql" or is_isolated(connection):
+        # The transaction of all sessions of a test has an id, whoever has written.
         return False
     try:
         return connection.exec_driver_sql("SELECT txid_current_if_assigned()").scalar() is not None
@@ -366,7 +450,7 @@ _QUERIES: Final = frozenset(
 )
 
 
-def _only_reads(statement: str) -> bool:
+def only_reads(statement: str) -> bool:
     """Whether a statement begins like a query; in doubt it does not."""
     beginning = _BEGINNING.match(statement)
     words = statement[beginning.end() if beginning else 0 :].split(maxsplit=1)
@@ -476,11 +560,26 @@ def listen_to_errors() -> None:
     event.listen(Engine, "handle_error", _handle_error)
 
 
-def _before_statement(connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
+def _before_statement(
+    connection: Connection,
+    cursor: Any,
+    statement: str,
+    parameters: Any,
+    context: ExecutionContext | None,
+    _executemany: bool,  # noqa: FBT001 - the signature of SQLAlchemy's event
+) -> None:
     watch = _watches.get(connection)
     # One that a session was bound to is its maker's again.
     if watch is not None:
         watch.before(connection, statement)
+        watch.tell(connection, Statement(statement, parameters, cursor, context))
+
+
+def committing(connection: Connection) -> None:
+    """Tell the supervisor of a connection that is watched, and is observed, that COMMIT is next."""
+    watch = _watches.get(connection)
+    if watch is not None:
+        watch.supervisor.committing(connection)
 
 
 def _after_statement(connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:

@@ -14,18 +14,23 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.orm import SessionTransaction
 
+from flask_uow._core.connection import Statement, quietly
 from flask_uow._core.events import (
     AfterCommit,
     AfterRollback,
     BeforeCommit,
+    Committing,
     Completed,
+    Connected,
     Event,
+    HookRan,
     Retried,
+    Sending,
     Started,
 )
 from flask_uow._core.fate import Answer, Fate, ask_postgresql, ask_user, is_gone, session_of, take_ticket
 from flask_uow._core.guard import Guard, brief, caught
-from flask_uow._core.hooks import Failure, Hooks, Moment
+from flask_uow._core.hooks import Failure, Hook, Hooks, Moment
 from flask_uow._core.options import Options, Verify
 from flask_uow._core.places import Places
 from flask_uow._core.policy import Decision, on_error
@@ -296,6 +301,35 @@ class Ending(Guard):
     def _verify(self, verify: Verify, label: str) -> object:
         """Return what the user's own function finds out, with a fresh session."""
 
+    # Observers
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether anybody wants to know of each statement."""
+        return self._runtime.notify.wants(Sending)
+
+    def connected(self, connection: Connection) -> None:
+        """Tell observers of a connection."""
+        self._observed(Connected(self._outermost, connection))
+
+    def sending(self, connection: Connection, statement: Statement) -> None:
+        """Tell observers of a statement."""
+        self._observed(Sending(self._outermost, connection, statement))
+
+    def committing(self, connection: Connection) -> None:
+        """Tell observers of a COMMIT."""
+        self._observed(Committing(self._outermost, connection))
+
+    def _observed(self, event: Event) -> None:
+        if self._runtime.notify.wants(type(event)):
+            self._runtime.notify(event)
+
+    @property
+    def _outermost(self) -> Transaction | None:
+        return self._stack[0] if self._stack else None
+
+    # Committing
+
     def about_to_commit(self) -> None:
         """Look once more at what is about to be committed: listeners may have swallowed an error of the last flush."""
         transaction, watched = self._committing, self._watched
@@ -324,10 +358,11 @@ class Ending(Guard):
         """Keep what can be asked for if the answer to COMMIT is lost, of a transaction that has something to lose."""
         if connection is None or transaction.read_only:
             return
-        if resolve:
-            transaction._ticket = take_ticket(connection)
-        if transaction._options.verify is not None:
-            transaction._session = session_of(connection)
+        with quietly(connection):
+            if resolve:
+                transaction._ticket = take_ticket(connection)
+            if transaction._options.verify is not None:
+                transaction._session = session_of(connection)
 
     def commit_failed(self, error: BaseException, connection: Connection) -> None:
         """Remember what went wrong in a COMMIT of ours."""
@@ -342,7 +377,8 @@ class Ending(Guard):
         """Doom what the database has given up after an error that was caught; it would not say so at COMMIT."""
         for connection, error in (transaction._suspects or {}).items():
             try:
-                connection.exec_driver_sql("SELECT 1")
+                with quietly(connection):
+                    connection.exec_driver_sql("SELECT 1")
             except DBAPIError:
                 self.doom(transaction, f"the database refused a statement ({brief(error)}), and gave it up", error)
         if watched.has_given_up():
@@ -360,7 +396,7 @@ class Ending(Guard):
                 self._tell_of(AfterCommit(transaction, transaction.changes))
         finally:
             try:
-                failures = self._drain(transaction._hooks, Moment.COMMIT)
+                failures = self._drain(transaction, transaction._hooks, Moment.COMMIT)
             finally:
                 self._complete(transaction, Outcome.COMMITTED, None)
         if failures:
@@ -411,7 +447,7 @@ class Ending(Guard):
         elif in_database:
             self._tell_of_rollback(transaction, error, places)
         try:
-            self._undo_hooks(hooks, error, others_follow=others_follow or will_retry)
+            self._undo_hooks(transaction, hooks, error, others_follow=others_follow or will_retry)
             if attempts is not None and will_retry and transaction._started is not None:
                 self._tell_of_another(transaction, error, attempts)
         finally:
@@ -440,9 +476,11 @@ class Ending(Guard):
         if self._runtime.notify.wants(Retried):
             self._tell_of(Retried(transaction, error or attempts.cause, attempts.number, attempts.delay or 0.0))
 
-    def _undo_hooks(self, hooks: Hooks, error: BaseException | None, *, others_follow: bool = False) -> None:
+    def _undo_hooks(
+        self, transaction: Transaction, hooks: Hooks, error: BaseException | None, *, others_follow: bool = False
+    ) -> None:
         """Run the hooks of a rollback; those of a commit are forgotten."""
-        failures = self._drain(hooks, Moment.ROLLBACK, error)
+        failures = self._drain(transaction, hooks, Moment.ROLLBACK, error)
         if failures:
             self._report(failures, committed=False, quietly=error is not None or others_follow)
 
@@ -527,14 +565,17 @@ class Ending(Guard):
         if transaction._started is not None and self._runtime.notify.wants(Completed):
             self._tell_of(Completed(transaction, outcome, error, transaction._duration()))
 
-    def _drain(self, hooks: Hooks, moment: Moment, *args: Any) -> list[Failure]:
+    def _drain(self, transaction: Transaction, hooks: Hooks, moment: Moment, *args: Any) -> list[Failure]:
         if not hooks:
             return []
+
+        def tell(hook: Hook, error: BaseException | None) -> None:
+            self._runtime.notify(HookRan(transaction._outermost, hook, error))
 
         outer, self._draining = self._draining, Drain(hooks, moment, len(self._stack))
         try:
             with apart():
-                return hooks.run(moment, *args)
+                return hooks.run(moment, *args, tell=tell if self._runtime.notify.wants(HookRan) else None)
         finally:
             self._draining = outer
 

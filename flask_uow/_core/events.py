@@ -5,20 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from flask_uow._core.changes import ChangeSet
+from flask_uow._core.connection import Statement
+from flask_uow._core.hooks import Hook
 from flask_uow._core.transaction import Outcome, Transaction
 
 __all__ = [
     "AfterCommit",
     "AfterRollback",
     "BeforeCommit",
+    "Committing",
     "Completed",
+    "Connected",
     "Event",
+    "HookRan",
     "Notify",
     "Removed",
     "Retried",
+    "Sending",
     "Started",
 ]
 
@@ -83,7 +90,56 @@ class Removed:
     session: Session
 
 
-Event = Started | BeforeCommit | AfterCommit | AfterRollback | Retried | Completed | Removed
+# What follows is for tests alone, and no signal.
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A session has begun on a connection; *transaction* is None outside any."""
+
+    transaction: Transaction | None
+    connection: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """A statement is about to be sent. What is raised is raised in its place."""
+
+    transaction: Transaction | None
+    connection: Connection
+    statement: Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Committing:
+    """COMMIT is about to be sent over a connection. What is raised is raised in its place."""
+
+    transaction: Transaction | None
+    connection: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class HookRan:
+    """A hook was called, and *error* is what it raised. *transaction* is the outermost one, or None outside any."""
+
+    transaction: Transaction | None
+    hook: Hook
+    error: BaseException | None
+
+
+Event = (
+    Started
+    | BeforeCommit
+    | AfterCommit
+    | AfterRollback
+    | Retried
+    | Completed
+    | Removed
+    | Connected
+    | Sending
+    | Committing
+    | HookRan
+)
 
 
 class Notify(Protocol):
@@ -94,4 +150,8 @@ class Notify(Protocol):
         ...
 
     def __call__(self, event: Event, /) -> None:
-        """Pass *event* on. What it raises for `BeforeCommit` is a veto; it raises for nothing else."""
+        """Pass *event* on.
+
+        What it raises for `BeforeCommit` is a veto, and for `Sending` and `Committing` in place of what the database
+        would answer; it raises for nothing else.
+        """

@@ -154,7 +154,7 @@ class Guard(ABC):
         hooks, changes = mark
         self._forget_changes(changes)
         if self._stack:
-            self._undo_hooks(self._stack[-1]._hooks.drop_since(hooks), sys.exception())
+            self._undo_hooks(self._stack[0], self._stack[-1]._hooks.drop_since(hooks), sys.exception())
 
     def _mark(self) -> Mark:
         """Return a mark for `savepoint_rolled_back`."""
@@ -166,7 +166,7 @@ class Guard(ABC):
             self._watched.record.forget_since(mark)
 
     @abstractmethod
-    def _undo_hooks(self, hooks: Hooks, error: BaseException | None) -> None:
+    def _undo_hooks(self, transaction: Transaction, hooks: Hooks, error: BaseException | None) -> None:
         """Run the hooks of a rollback; those of a commit are forgotten."""
 
     def read_only_error(self, statement: str) -> ReadOnlyTransactionError:

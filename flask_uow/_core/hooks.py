@@ -37,6 +37,10 @@ class Hook:
         return getattr(self.callback, "__qualname__", None) or repr(self.callback)
 
 
+Tell = Callable[[Hook, BaseException | None], None]
+"""Learns that a hook has run, and what it raised."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A hook, and what it raised."""
@@ -95,7 +99,7 @@ class Hooks:
             dropped._ledger.add(hook)
         return dropped
 
-    def run(self, moment: Moment, *args: Any) -> list[Failure]:
+    def run(self, moment: Moment, *args: Any, tell: Tell | None = None) -> list[Failure]:
         """Run every hook of *moment*, those registered meanwhile included, and return what failed.
 
         The work is done or undone already, so one failing mail must not keep the next hook from running.
@@ -103,6 +107,7 @@ class Hooks:
         Args:
             moment: Which hooks.
             args: Positional arguments put before those that the hook was registered with.
+            tell: Called with each of them when it has run.
         """
         failures = []
         interrupted: BaseException | None = None
@@ -110,12 +115,17 @@ class Hooks:
         # A list iterator sees what is appended while it runs: a hook registered by a hook is in the same drain.
         for hook in self._ledger:
             if hook.moment is moment:
+                raised: BaseException | None = None
                 try:
                     hook.callback(*args, *hook.args, **hook.kwargs)
                 except Exception as error:  # noqa: BLE001 - collected and told by the caller
+                    raised = error
                     failures.append(Failure(hook, error))
                 except BaseException as error:  # noqa: BLE001 - raised when all have run
+                    raised = error
                     interrupted = interrupted or error
+                if tell is not None:
+                    tell(hook, raised)
 
         if interrupted is not None:
             raise interrupted

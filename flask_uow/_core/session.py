@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary, ref
@@ -33,12 +33,13 @@ from flask_uow._core.connection import (
     take,
 )
 from flask_uow._core.faults import was_answered
+from flask_uow._core.isolation import Detour, is_isolated
 from flask_uow._core.places import Places
 from flask_uow._core.statements import described
 from flask_uow._core.tracking import Record, track, untrack
 from flask_uow.errors import ConfigurationError, PartialCommitError, UnexpectedRollbackError
 
-__all__ = ["OVERSEEN", "Mark", "Overseer", "SessionSource", "WatchedSession"]
+__all__ = ["OVERSEEN", "Mark", "Overseer", "SessionSource", "WatchedSession", "binds_of", "distinct_binds"]
 
 logger = logging.getLogger("flask_uow")
 
@@ -57,6 +58,11 @@ def _keep_nothing(_session: Session | None) -> Session | None:
     return None
 
 
+def _find_no_binds() -> list[Engine | Connection]:
+    """Stand in where nobody knows."""
+    return []
+
+
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class SessionSource:
     """Where sessions come from, and how they are given back."""
@@ -72,8 +78,27 @@ class SessionSource:
     tell: Callable[[Session], None] = _tell_nobody
     """Called with a session that somebody else has made a registry open."""
 
+    detours: list[Detour] = field(default_factory=list)
+    """Where sessions are led to instead of their databases, the one that holds last."""
+
     exchange: Callable[[Session | None], Session | None] = _keep_nothing
     """Lets a registry return another session, or open a new one, and returns the one that it had open."""
+
+    binds: Callable[[], list[Engine | Connection]] = _find_no_binds
+    """Finds what its sessions are bound to, the default first, as far as that can be known here and now."""
+
+
+def binds_of(session: Session) -> list[Engine | Connection]:
+    """Return what an open session is bound to, the default first."""
+    attributes = vars(session)
+    # By mapped class or table; the name of SQLAlchemy 2.1, and that of 2.0.
+    others = attributes.get("binds", attributes.get("_Session__binds", {}))
+    return distinct_binds((session.bind, *others.values()))
+
+
+def distinct_binds(found: Iterable[object]) -> list[Engine | Connection]:
+    """Return the engines and connections among *found*, in order and without repeats."""
+    return list(dict.fromkeys(each for each in found if isinstance(each, (Engine, Connection))))
 
 
 Mark = tuple[int, int]
@@ -101,6 +126,9 @@ class Overseer(Supervisor, Protocol):
 
     def began(self, root: SessionTransaction) -> None:
         """Learn that the session has begun a transaction in the database."""
+
+    def connected(self, connection: Connection) -> None:
+        """Learn that the session has begun on a connection, and that it is ready."""
 
     def committed(self) -> None:
         """Learn that the session's COMMIT has returned."""
@@ -141,6 +169,9 @@ class Overseer(Supervisor, Protocol):
 
 
 _SHADOWED: Final = ("commit", "rollback", "close", "reset", "begin")
+
+_OF_A_TRANSACTION: Final = ("isolation_level", "postgresql_readonly", "postgresql_deferrable")
+"""Execution options that cannot be changed within one."""
 
 _OURS: Final = (*_SHADOWED, "_connection_for_bind", "_execute_internal")
 
@@ -275,6 +306,9 @@ class WatchedSession:
         root = self.session.get_transaction()
         assert root is not None
         find = type(root)._connection_for_bind
+        if self._source.detours:
+            bind = self._source.detours[-1](self.session, bind)
+            options = {name: value for name, value in (options or {}).items() if name not in _OF_A_TRANSACTION}
         if bind in root._connections:
             return find(root, bind, options)
 
@@ -317,6 +351,11 @@ class WatchedSession:
             relax(connection, seconds)
 
     @property
+    def is_isolated(self) -> bool:
+        """Whether it has begun on connections of a test alone, where it is in a savepoint of its own."""
+        return all(map(is_isolated, self.connections()))
+
+    @property
     def is_bound(self) -> bool:
         """Whether it has begun on a connection of its maker's, who may be in a transaction on it."""
         return any(not from_pool for _, _, _, from_pool in self._entries())
@@ -356,6 +395,7 @@ class WatchedSession:
         except Exception as error:
             self._overseer.no_connection(error)
             raise
+        self._overseer.connected(connection)
 
     def _note_bound(self, root: SessionTransaction, connection: Connection) -> bool:
         """Return whether the session was given *connection* by its maker, and remember it."""
@@ -386,17 +426,28 @@ class WatchedSession:
         """Yield the savepoints that were made of the session's connections, past the session."""
         if any(entry[0].in_nested_transaction() for entry in self._entries()):
             for connection in self.connections():
-                for savepoint in _chain(connection):
+                for savepoint in self._chain(connection):
                     if not self._is_of_session(savepoint):
                         yield connection, savepoint._savepoint
 
     def within_own_savepoint(self, connection: Connection | None = None) -> Savepoints:
         """Return the savepoints around what is done next, if the innermost was made of a connection."""
         for each in self.connections() if connection is None else (connection,):
-            chain = list(_chain(each))
+            chain = list(self._chain(each))
             if chain and not self._is_of_session(chain[0]):
                 return frozenset((each, savepoint._savepoint) for savepoint in chain)
         return frozenset()
+
+    def _chain(self, connection: Connection) -> Iterator[NestedTransaction]:
+        """Yield the savepoints of a connection, the innermost first, down to where the session has begun on it."""
+        root = self.session.get_transaction()
+        entry = None if root is None else root._connections.get(connection)
+        savepoint = connection.get_nested_transaction()
+        while savepoint is not None:
+            yield savepoint
+            if entry is not None and savepoint is entry[1]:
+                return
+            savepoint = savepoint._previous_nested
 
     def _is_of_session(self, savepoint: NestedTransaction) -> bool:
         transaction = self.session.get_nested_transaction() or self.session.get_transaction()
@@ -416,7 +467,9 @@ class WatchedSession:
         return any(True for _ in unsaved(self.session)) or any(map(has_written, self.connections()))
 
     def shared_connection(self) -> str | None:
-        """Return why a second session would have the same connection, where it would."""
+        """Return why a second session would have the same connection, where it would and must not."""
+        if self._source.detours:
+            return None
         binds: list[Engine | Connection] = [
             connection.engine if from_pool else connection for connection, _, _, from_pool in self._entries()
         ]
@@ -497,7 +550,7 @@ class WatchedSession:
         assert self._failed is not None
         connection = self._failed[1]
         self._failed = None
-        if not connection.invalidated:
+        if not connection.invalidated and not is_isolated(connection):
             connection.invalidate()
         return connection.engine
 
@@ -699,18 +752,10 @@ def _preparing(connection: Connection, _transaction_id: object) -> None:
 def shared(bind: Engine | Connection) -> str | None:
     """Return why all sessions on *bind* have the same connection, where they have."""
     if isinstance(bind, Connection):
-        return "its session is bound to one Connection"
+        return None if is_isolated(bind) else "its session is bound to one Connection"
     if isinstance(bind.pool, (StaticPool, SingletonThreadPool)):
         return f"the pool of {bind!r} is a {type(bind.pool).__name__}, which has one connection"
     return None
-
-
-def _chain(connection: Connection) -> Iterator[NestedTransaction]:
-    """Yield the savepoints of a connection, the innermost first."""
-    savepoint = connection.get_nested_transaction()
-    while savepoint is not None:
-        yield savepoint
-        savepoint = savepoint._previous_nested
 
 
 def unsaved(session: Session) -> Iterator[str]:

@@ -161,7 +161,7 @@ class Stack(Ending):
     def _begin_anew(self, transaction: Transaction, watched: WatchedSession) -> None:
         """End what the session has begun outside any transaction, so that the next one can be set as it demands."""
         demanded = not transaction._is_default_level
-        if watched.is_bound:
+        if watched.is_bound and not watched.is_isolated:
             # It may be its maker's transaction. Nothing is set on it, and nothing ended.
             if demanded:
                 raise bound_to_a_connection(transaction._label, str(transaction.isolation_level))

@@ -209,6 +209,14 @@ class Transaction:
         return self._options.name or self._label
 
     @property
+    def _outermost(self) -> Transaction:
+        """The transaction that a savepoint is in, or itself."""
+        outermost = self
+        while outermost.parent is not None:
+            outermost = outermost.parent
+        return outermost
+
+    @property
     def _is_default_level(self) -> bool:
         """Whether its isolation level is the setting's, and not the block's own."""
         return self._options.isolation_level is None
@@ -248,10 +256,7 @@ class Transaction:
         """
         if self._span is not None:
             return self._span.changes()
-        outermost = self
-        while outermost.parent is not None:
-            outermost = outermost.parent
-        return ChangeSet(is_complete=not outermost._has_begun)
+        return ChangeSet(is_complete=not self._outermost._has_begun)
 
     def set_rollback_only(self) -> None:
         """Let this transaction roll back when it ends.

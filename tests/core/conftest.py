@@ -12,7 +12,7 @@ from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from flask_uow._core.block import Block, standalone_scope
-from flask_uow._core.events import Event, Notify
+from flask_uow._core.events import Committing, Connected, Event, HookRan, Notify, Sending
 from flask_uow._core.hooks import Hook, Moment
 from flask_uow._core.options import ManualCommit, Options, TransactionOptions, check_options
 from flask_uow._core.policy import Decision, Judge, no_opinion
@@ -48,7 +48,7 @@ class Events(list[Event]):
     """Listens to everything, and keeps it."""
 
     def wants(self, kind: type[Event], /) -> bool:
-        return True
+        return kind not in (Connected, Sending, Committing, HookRan)
 
     def __call__(self, event: Event, /) -> None:
         self.append(event)

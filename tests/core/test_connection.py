@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.orm import sessionmaker
 
-from flask_uow._core.connection import _only_reads
+from flask_uow._core.connection import only_reads
 from flask_uow._core.session import SessionSource
 from tests.core.conftest import Book, block, give_back, make_runtime, titles
 
@@ -74,6 +74,6 @@ def test_engine_with_execution_options(engine: Engine) -> None:
         ("CALL transfer()", False),
     ],
 )
-def test_what_only_reads(statement: str, reads: bool) -> None:
+def test_whatonly_reads(statement: str, reads: bool) -> None:
     """A statement that does not begin like a query counts as a change: nothing is thrown away in doubt."""
-    assert _only_reads(statement) is reads
+    assert only_reads(statement) is reads

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, Stateme
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 from sqlalchemy.pool import NullPool
 
-from flask_uow._core.connection import Demands
+from flask_uow._core.connection import Demands, Statement
 from flask_uow._core.session import Mark, SessionSource, WatchedSession
 from flask_uow._core.tracking import Record
 from flask_uow.errors import ConfigurationError
@@ -85,6 +85,17 @@ class Watcher:
 
     def demands(self) -> Demands | None:
         return self.asked
+
+    is_observed = False
+
+    def sending(self, connection: Connection, statement: Statement) -> None:
+        raise AssertionError
+
+    def committing(self, connection: Connection) -> None:
+        raise AssertionError
+
+    def connected(self, connection: Connection) -> None:
+        """Nothing: nobody observes it."""
 
     def wants_changes(self) -> bool:
         return False

@@ -1,0 +1,38 @@
+"""Connections that a test has put in the place of all others, so that what is committed over them can be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+from weakref import WeakSet
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
+
+__all__ = ["Detour", "is_isolated", "isolated"]
+
+_isolated: WeakSet[Connection] = WeakSet()
+
+
+class Detour(Protocol):
+    """Where sessions are led to while a test has their databases isolated."""
+
+    def __call__(self, session: Session, bind: Engine | Connection, /) -> Connection:
+        """Return the connection that *session* is to use in the place of *bind*, for what it sends next."""
+        ...
+
+
+def is_isolated(bind: object) -> bool:
+    """Whether *bind* is such a connection: every session has it, and has a savepoint of its own for a transaction."""
+    return isinstance(bind, Connection) and bind in _isolated
+
+
+@contextmanager
+def isolated(connection: Connection) -> Iterator[None]:
+    """Let *connection* be one of them for a while."""
+    _isolated.add(connection)
+    try:
+        yield
+    finally:
+        _isolated.discard(connection)
