@@ -81,11 +81,11 @@ Binds = Callable[[], list[Engine | Connection]]
 
 def _binds_of_maker(make: Callable[[], object]) -> Binds:
     """Return what finds the binds of the sessions that *make* makes: in its settings, or in a session made for that."""
-    # That of a registry is covered by our own, which has the settings too.
-    settings: dict[str, Any] | None = getattr(make, "kw", None)
-    if isinstance(settings, dict):
+    if isinstance(make, _Announcing):
+        make = make._create
+    if isinstance(make, sessionmaker):
+        settings = make.kw
         return lambda: distinct_binds((settings.get("bind"), *(settings.get("binds") or {}).values()))
-    make = make.bare if isinstance(make, _Announcing) else make
 
     def find() -> list[Engine | Connection]:
         try:
@@ -162,15 +162,15 @@ class _Announcing:
     """A registry's way to make a session, and to tell whom it was given to. It is put there once."""
 
     def __init__(self, create: Callable[..., Session]) -> None:
-        self.bare = create
+        self._create = create
         self.sources: WeakSet[SessionSource] = WeakSet()
 
     def __getattr__(self, name: str) -> Any:
         # What a sessionmaker has beside the call, such as configure().
-        return getattr(self.bare, name)
+        return getattr(self._create, name)
 
     def __call__(self, **options: Any) -> Session:
-        session = self.bare(**options)
+        session = self._create(**options)
         _tell_all(self.sources, session)
         return session
 

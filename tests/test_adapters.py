@@ -5,14 +5,14 @@ from functools import partial
 from typing import Any
 
 import pytest
-from flask import Flask
-from sqlalchemy import Engine
+from flask import Flask, current_app
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from flask_uow import ConfigurationError, UnitOfWork, flask_scoped_session
-from tests.conftest import Book, titles
+from tests.conftest import Base, Book, Loan, titles
 
 
 class OwnSession(Session):
@@ -322,3 +322,101 @@ def test_flask_scoped_session_without_its_own_init_app(app: Flask, engine: Engin
         uow.session.connection()
 
     assert registry.removed == 1
+
+
+# What sessions are bound to
+
+
+def with_binds(engine: Engine, other: Engine) -> dict[str, Any]:
+    """The settings of sessions with two engines, of which one is there twice."""
+    return {"bind": engine, "binds": {Book: other, Base: engine, Loan.__table__: other}}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda settings: sessionmaker(**settings),
+        lambda settings: scoped_session(sessionmaker(**settings)),
+        lambda settings: flask_scoped_session(sessionmaker(**settings)),
+        lambda settings: scoped_session(lambda: Session(**settings)),  # type: ignore[arg-type]
+        lambda settings: lambda: Session(**settings),
+        lambda settings: partial(Session, **settings),
+    ],
+    ids=["sessionmaker", "scoped_session", "flask_scoped_session", "scoped function", "function", "partial"],
+)
+def test_binds(engine: Engine, make: Callable[[dict[str, Any]], Any]) -> None:
+    """A source says what its sessions are bound to, the default first and each once, and opens none for good."""
+    other = create_engine("sqlite://")
+    sessions = make(with_binds(engine, other))
+
+    found = [UnitOfWork(sessions)._source.binds() for _ in range(2)]
+
+    assert found == [[engine, other]] * 2
+    assert not (type(sessions) is scoped_session and sessions.registry.has())
+
+
+def test_binds_of_an_engine(engine: Engine) -> None:
+    """An engine is what its sessions are bound to."""
+    assert UnitOfWork(engine)._source.binds() == [engine]
+
+
+def test_binds_of_a_connection(engine: Engine) -> None:
+    """A connection is a bind as it is, and not its engine."""
+    with engine.connect() as connection:
+        assert UnitOfWork(sessionmaker(connection))._source.binds() == [connection]
+
+
+def test_binds_that_are_configured_later(engine: Engine) -> None:
+    """What a sessionmaker is told after the UnitOfWork was made counts as well."""
+    maker = sessionmaker()
+    source = UnitOfWork(maker)._source
+
+    before = source.binds()
+    maker.configure(bind=engine)
+
+    assert (before, source.binds()) == ([], [engine])
+
+
+def test_binds_of_a_function_that_needs_an_app(app: Flask, engine: Engine) -> None:
+    """A function that looks for its engine in the app knows its binds where there is one."""
+    app.extensions["engine"] = engine
+    source = UnitOfWork(lambda: Session(current_app.extensions["engine"]))._source
+
+    outside = source.binds()
+    with app.app_context():
+        inside = source.binds()
+
+    assert (outside, inside) == ([], [engine])
+
+
+def test_binds_of_a_session_in_use(engine: Engine) -> None:
+    """A function that returns a session that is in use is asked all the same, and the session stays open."""
+    shared = Session(engine)
+    uow = UnitOfWork(lambda: shared)
+
+    with uow.transaction() as session:
+        session.add(Book(title="Emma"))
+        session.flush()
+        found = uow._source.binds()
+        still = session.in_transaction()
+
+    assert found == [engine]
+    assert still
+    assert titles(engine) == ["Emma"]
+
+
+def test_binds_of_what_opens_no_session() -> None:
+    """What opens something else is bound to nothing."""
+    assert UnitOfWork(dict)._source.binds() == []  # type: ignore[arg-type]
+
+
+class Shop:
+    """Has a registry, as Flask-SQLAlchemy's db has, and no engines."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.session = scoped_session(sessionmaker(engine))
+
+
+def test_binds_of_an_object_with_a_registry(engine: Engine) -> None:
+    """The binds of an object that has a registry are those of the registry."""
+    assert UnitOfWork(Shop(engine))._source.binds() == [engine]

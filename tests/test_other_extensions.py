@@ -62,6 +62,17 @@ def test_session_is_the_same(app: Flask, db: Database, uow: UnitOfWork) -> None:
         assert uow.session is session
 
 
+def test_binds(app: Flask, db: Database, uow: UnitOfWork) -> None:
+    """The engines of the current app are what sessions are bound to; there are none where the extension knows none."""
+    outside = uow._source.binds()
+    with Flask("another").app_context():
+        elsewhere = uow._source.binds()
+    with app.app_context():
+        inside = uow._source.binds()
+
+    assert (outside, elsewhere, inside) == ([], [], [engine_of(app, db)])
+
+
 def test_requests_are_settled(app: Flask, db: Database, uow: UnitOfWork, log: Log) -> None:
     """A view that works with db.session is committed and rolled back by the policy, and torn down once."""
 
