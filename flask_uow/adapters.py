@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, Final, Protocol, cast
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection, Engine
@@ -45,14 +45,14 @@ def session_source(sessions: Any, tell: Callable[[Session], None]) -> SessionSou
         ConfigurationError: It is none of these.
     """
     if isinstance(sessions, sessionmaker):
-        return SessionSource(sessions, _close, binds=_binds_of_maker(sessions))
+        return SessionSource(sessions, _close, makers=lambda: [sessions], binds=_binds_of_maker(sessions))
     if isinstance(sessions, scoped_session):
         return _of_registry(sessions, tell, _binds_of_maker(sessions.session_factory))
     if isinstance(sessions, Engine):
         # Ours alone: use after close() is an error and not a second, forgotten transaction; and what a committed
         # view returned can be rendered without reading it again.
         maker = sessionmaker(sessions, expire_on_commit=False, close_resets_only=False)
-        return SessionSource(maker, _close, binds=_binds_of_maker(maker))
+        return SessionSource(maker, _close, makers=lambda: [maker], binds=_binds_of_maker(maker))
 
     if isinstance(registry := inspect.getattr_static(sessions, "session", None), scoped_session):
         return _of_flask_sqlalchemy(sessions, registry, tell)
@@ -103,17 +103,28 @@ def _binds_of_maker(make: Callable[[], object]) -> Binds:
     return find
 
 
+def _makers_of(registry: scoped_session[Any]) -> list[sessionmaker[Any]]:
+    maker = registry.registry.createfunc
+    if isinstance(maker, _Announcing):
+        maker = maker._create
+    return [maker] if isinstance(maker, sessionmaker) else []
+
+
+E = TypeVar("E")
+
+
+def _of_extension(find: Callable[[], Iterable[E]]) -> list[E]:
+    """Return what another extension has for the current app, if there is one that it knows."""
+    try:
+        return list(find())
+    except RuntimeError:
+        return []
+
+
 def _binds_of_extension(db: Any) -> Binds:
     """Return what finds the engines that another extension has for the current app."""
-
-    def find() -> list[Engine | Connection]:
-        try:
-            return distinct_binds(db.engines.values())
-        except RuntimeError:
-            # There is no current app, or it is none that the extension knows.
-            return []
-
-    return find
+    # They are a property, which is looked at in there.
+    return lambda: distinct_binds(_of_extension(lambda: [*db.engines.values()]))
 
 
 def _of_registry(registry: scoped_session[Any], tell: Callable[[Session], None], binds: Binds) -> SessionSource:
@@ -140,6 +151,7 @@ def _of_registry(registry: scoped_session[Any], tell: Callable[[Session], None],
         find_open=find_open,
         tell=tell,
         exchange=exchange,
+        makers=lambda: _makers_of(registry),
         binds=binds,
     )
 
@@ -189,6 +201,7 @@ def _of_flask_sqlalchemy_lite(db: Any, tell: Callable[[Session], None]) -> Sessi
         is_registry=True,
         tell=tell,
         exchange=get_session.exchange,
+        makers=lambda: _of_extension(lambda: [db.sessionmaker]),
         binds=_binds_of_extension(db),
     )
     get_session.sources.add(source)

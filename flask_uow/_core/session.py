@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import Connection, Engine, NestedTransaction, event, inspect
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, UnboundExecutionError
-from sqlalchemy.orm import InstanceState, Session, SessionTransaction
+from sqlalchemy.orm import InstanceState, Session, SessionTransaction, sessionmaker
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from flask_uow._core.connection import (
@@ -58,6 +58,11 @@ def _keep_nothing(_session: Session | None) -> Session | None:
     return None
 
 
+def _find_no_makers() -> list[sessionmaker[Any]]:
+    """Stand in where it is not known how sessions are made."""
+    return []
+
+
 def _find_no_binds() -> list[Engine | Connection]:
     """Stand in where nobody knows."""
     return []
@@ -83,6 +88,9 @@ class SessionSource:
 
     exchange: Callable[[Session | None], Session | None] = _keep_nothing
     """Lets a registry return another session, or open a new one, and returns the one that it had open."""
+
+    makers: Callable[[], list[sessionmaker[Any]]] = _find_no_makers
+    """Finds the factories of its sessions, which others may call past it."""
 
     binds: Callable[[], list[Engine | Connection]] = _find_no_binds
     """Finds what its sessions are bound to, the default first, as far as that can be known here and now."""
