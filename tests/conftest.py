@@ -35,6 +35,8 @@ from sqlalchemy.pool import NullPool
 
 from flask_uow import UnitOfWork, signals
 
+pytest_plugins = ["flask_uow.pytest_plugin", "pytester"]
+
 SERVERS = {
     "postgresql": os.environ.get("FLASK_UOW_TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"),
     "mariadb": os.environ.get("FLASK_UOW_TEST_MARIADB", "mysql+pymysql://root@127.0.0.1:3306/test?charset=utf8mb4"),

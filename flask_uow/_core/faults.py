@@ -202,9 +202,11 @@ def was_answered(error: BaseException) -> bool:
     One that the driver has made up for the lack of an answer is not, nor one by which the server ends the session: it
     can come after the COMMIT was carried out, and before that was told.
     """
-    if isinstance(_original(error), sqlite3.Error):
-        # It is no server, and the answer is there when the function returns.
-        return True
+    original = _original(error)
+    if isinstance(original, sqlite3.Error):
+        # It is no server, and the answer is there when the function returns. But one that somebody has closed meanwhile
+        # gives none, and what has no code the module says itself.
+        return hasattr(original, "sqlite_errorcode") or not getattr(error, "connection_invalidated", False)
     codes = list(_codes(error))
     if all(isinstance(code, str) and code.startswith(_CLIENTS_OWN) for _, code in codes):
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Final, Protocol
@@ -27,6 +27,7 @@ from flask_uow._core.connection import (
     give_back,
     has_given_up,
     has_written,
+    in_front,
     listen_to_errors,
     refuse_autocommit,
     relax,
@@ -39,7 +40,7 @@ from flask_uow._core.statements import described
 from flask_uow._core.tracking import Record, track, untrack
 from flask_uow.errors import ConfigurationError, PartialCommitError, UnexpectedRollbackError
 
-__all__ = ["OVERSEEN", "Mark", "Overseer", "SessionSource", "WatchedSession", "binds_of", "distinct_binds"]
+__all__ = ["OVERSEEN", "Mark", "Overseer", "SessionSource", "WatchedSession", "binds_of", "distinct_binds", "rebind"]
 
 logger = logging.getLogger("flask_uow")
 
@@ -98,10 +99,23 @@ class SessionSource:
 
 def binds_of(session: Session) -> list[Engine | Connection]:
     """Return what an open session is bound to, the default first."""
+    return distinct_binds((session.bind, *_other_binds(session).values()))
+
+
+def rebind(session: Session, binds: Mapping[Any, Engine | Connection]) -> None:
+    """Let an open session be bound to others, by what it is bound to."""
+    if session.bind in binds:
+        session.bind = binds[session.bind]
+    for what, bind in [*_other_binds(session).items()]:
+        if bind in binds:
+            session._add_bind(what, binds[bind])
+
+
+def _other_binds(session: Session) -> Mapping[Any, Engine | Connection]:
+    """Return what a session is bound to for some of its classes and tables. SQLAlchemy 2.1 has another name for it."""
     attributes = vars(session)
-    # By mapped class or table; the name of SQLAlchemy 2.1, and that of 2.0.
-    others = attributes.get("binds", attributes.get("_Session__binds", {}))
-    return distinct_binds((session.bind, *others.values()))
+    binds: Mapping[Any, Engine | Connection] = attributes.get("binds", attributes.get("_Session__binds", {}))
+    return binds
 
 
 def distinct_binds(found: Iterable[object]) -> list[Engine | Connection]:
@@ -316,6 +330,7 @@ class WatchedSession:
         find = type(root)._connection_for_bind
         if self._source.detours:
             bind = self._source.detours[-1](self.session, bind)
+            in_front(bind, self._overseer)
             options = {name: value for name, value in (options or {}).items() if name not in _OF_A_TRANSACTION}
         if bind in root._connections:
             return find(root, bind, options)

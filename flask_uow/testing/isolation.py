@@ -11,8 +11,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Connection, Dialect, Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from flask_uow._core.connection import in_front
-from flask_uow._core.session import OVERSEEN, SessionSource
+from flask_uow._core.session import SessionSource, rebind
 from flask_uow.errors import ConfigurationError
 from flask_uow.extension import UnitOfWork
 from flask_uow.testing.sharing import SharedConnection
@@ -62,6 +61,9 @@ class Isolation:
         self._home = 0
         self._lock = RLock()
         self._keys: dict[_Key, None] = {}
+        self._originals: dict[Connection, Engine | Connection] = {}
+        """In whose place the connections are."""
+
         self._changed: WeakKeyDictionary[Session, tuple[Any, Any]] = WeakKeyDictionary()
         """How sessions that have begun were set before."""
 
@@ -96,6 +98,7 @@ class Isolation:
                 self._keys[key] = None
                 stack.callback(self._leave, key)
                 self._connections.append(shared.connection)
+                self._originals[shared.connection] = bind
             return _shared[key].connection
 
     def _leave(self, key: _Key) -> None:
@@ -127,17 +130,17 @@ class Isolation:
             self._changed[session] = session.join_transaction_mode, session.twophase
             session.join_transaction_mode, session.twophase = "create_savepoint", False
         _shared[_key(bind)].touch(session)
-        watched = session.info.get(OVERSEEN)
-        if watched is not None:
-            in_front(connection, watched._overseer)
         return connection
 
     def _put_back(self) -> None:
         for session, (mode, twophase) in list(self._changed.items()):
             session.join_transaction_mode, session.twophase = mode, twophase
+            # One that was made inside, and lives on, goes back to the databases.
+            rebind(session, self._originals)
         self._changed.clear()
         self._connections = []
         self._keys.clear()
+        self._originals.clear()
 
 
 def _key(bind: Engine | Connection) -> _Key:

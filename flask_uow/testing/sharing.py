@@ -45,7 +45,7 @@ class _Savepoint:
         """Whose turn it is while it is there."""
 
         self.options = options
-        """The execution options that the connection had before."""
+        """The execution options of the connection, which its session may have set."""
 
         self.begins = False
         """Whether it stands for a transaction."""
@@ -62,6 +62,11 @@ class _Savepoint:
 
         self.is_lost = False
         """Whether the rollback of another has taken along what was written in it."""
+
+    @property
+    def stays(self) -> bool:
+        """Whether it must stay in the database: something was written in it, or it is the test's own, around others."""
+        return self.wrote or self.is_new
 
 
 class SharedConnection:
@@ -272,7 +277,7 @@ class SharedConnection:
             self._make_real(savepoint.session)
         if not only_reads(statement):
             above = self._others_above(savepoint)
-            if above and not any(each.wrote for each in above):
+            if above and not any(each.stays for each in above):
                 self._take_away(above)
             savepoint.wrote = True
 
@@ -282,7 +287,7 @@ class SharedConnection:
         self._put_on_top(savepoint.name)
         others = self._others_above(savepoint)
         if not savepoint.is_real or (
-            others and (not savepoint.wrote or (keeps and any(each.wrote for each in others)))
+            others and (not savepoint.wrote or (keeps and any(each.stays for each in others)))
         ):
             # There is nothing to undo, or something of others that stays: what is ended is one of the same name.
             self._send(f"SAVEPOINT {savepoint.name}")
@@ -310,17 +315,17 @@ class SharedConnection:
             each for each in self._savepoints[index + 1 :] if session is None or each.session is not session
         ]
         if savepoint.begins:
-            # Those of a session hold as long as it has the connection.
-            self.connection._execution_options = savepoint.options
+            self._touched = {thread: touched for thread, touched in self._touched.items() if touched is not session}
+            outer = next((each for each in reversed(self._savepoints) if each.begins), self._savepoints[0])
+            self.connection._execution_options = outer.options
         if not kept:
             if savepoint.begins:
                 self._send(f"RELEASE SAVEPOINT {savepoint.name}")
         elif savepoint.begins and savepoint.wrote:
             self._take_away(self._readers_on_top())
         elif not savepoint.begins:
-            outer = next((each for each in reversed(self._savepoints[:index]) if each.session is session), None)
-            if outer is not None:
-                outer.wrote |= savepoint.wrote
+            for outer in reversed(self._savepoints[:index]):
+                outer.wrote |= savepoint.wrote and outer.session is session
 
     def _undo_failed_ends(self) -> None:
         """Roll back what was to be released, and could not; SQLAlchemy believes that there is nothing to do."""
@@ -341,10 +346,10 @@ class SharedConnection:
         return [each for each in above if each.is_real and each.session is not savepoint.session]
 
     def _readers_on_top(self) -> list[_Savepoint]:
-        """Return the savepoints above all that was written."""
+        """Return the savepoints above all that stay; the lowest one always does."""
         real = [each for each in self._savepoints if each.is_real]
-        wrote = [index for index, each in enumerate(real) if each.wrote]
-        return real[wrote[-1] + 1 :] if wrote else real
+        stay = [index for index, each in enumerate(real) if each.stays]
+        return real[stay[-1] + 1 :]
 
     def _take_away(self, savepoints: Iterable[_Savepoint]) -> None:
         """Take savepoints out of the database that are above all others, the first with those in it."""
@@ -397,7 +402,7 @@ class SharedConnection:
                     self._send("SET CONSTRAINTS ALL IMMEDIATE")
                 if deferred:
                     self._send(f"SET CONSTRAINTS {deferred} DEFERRED")
-            elif self._violations != frozenset(self._violated()):
+            elif not self._violations.issuperset(self._violated()):
                 raise _violation()
         except self.connection.dialect.loaded_dbapi.Error as error:
             # As at COMMIT.

@@ -924,6 +924,11 @@ def test_sqlite_always_answers(error: Exception) -> None:
     assert was_answered(wrapped(error))
 
 
+def test_sqlite_that_was_closed() -> None:
+    """A connection to SQLite that somebody has closed does not answer, and nobody knows when that was."""
+    assert not was_answered(wrapped(sqlite3.ProgrammingError("Cannot operate on a closed database."), lost=True))
+
+
 # The end of the transaction
 
 
