@@ -301,11 +301,14 @@ def adopt(connection: Connection, supervisor: Supervisor, *, bound: bool) -> Non
 
 def in_front(connection: Connection, supervisor: Supervisor) -> None:
     """Let *supervisor* be told of what is next sent over a connection that several sessions are on in turn."""
+    if all(watch.supervisor is not supervisor for watch in _watches_of(connection)):
+        # It is about to begin, which is not the affair of the one before.
+        _watch(connection, supervisor, supervised=True, bound=True)
+        return
     watches = sorted(_watches_of(connection), key=lambda watch: watch.supervisor is not supervisor)
     for watch, outer in zip(watches, (*watches[1:], None), strict=False):
         watch.outer = outer
-    if watches:
-        _watches[connection] = watches[0]
+    _watches[connection] = watches[0]
 
 
 def observe() -> None:

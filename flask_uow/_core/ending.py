@@ -243,6 +243,8 @@ class Ending(Guard):
         if fate is Fate.IN_PROGRESS or watched.session.twophase:
             # Whatever is not to be seen is still to come.
             is_over = _never
+        elif watched.is_isolated:
+            is_over = _at_once
         elif session is not None:
             is_over = partial(is_gone, session, engine)
         return ask_user(lambda: self._verify(verify, transaction._label), is_over, end - monotonic(), runtime.sleep)
@@ -597,3 +599,7 @@ class Ending(Guard):
 
 def _never() -> bool:
     return False
+
+
+def _at_once() -> bool:
+    return True

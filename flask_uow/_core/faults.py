@@ -208,12 +208,16 @@ def was_answered(error: BaseException) -> bool:
         # gives none, and what has no code the module says itself.
         return hasattr(original, "sqlite_errorcode") or not getattr(error, "connection_invalidated", False)
     codes = list(_codes(error))
+    if (
+        any(cls.__name__ == "IntegrityError" for cls in type(original).__mro__)
+        or (_Family.SQLSTATE, _ENDED_IDLE) in codes
+    ):
+        # "The relational integrity of the database is affected" (PEP 249), which the database alone can know.
+        return True
     if all(isinstance(code, str) and code.startswith(_CLIENTS_OWN) for _, code in codes):
         return False
     if any(code in _NOT_ANSWERED or code in _CLIENTS_NUMBERS.get(family, ()) for family, code in codes):
         return False
-    if (_Family.SQLSTATE, _ENDED_IDLE) in codes:
-        return True
     fault = next((_TABLE[code] for code in codes if code in _TABLE), Fault.UNKNOWN)
     if fault is Fault.UNKNOWN:
         return not getattr(error, "connection_invalidated", False)

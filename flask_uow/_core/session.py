@@ -206,6 +206,7 @@ class WatchedSession:
     """
 
     __slots__ = (
+        "_aside",
         "_begun",
         "_bound",
         "_demands",
@@ -237,6 +238,9 @@ class WatchedSession:
 
         self.record: Record | None = None
         """What the session's transaction has changed, if anybody wants to know."""
+
+        self._aside: NestedTransaction | None = None
+        """The savepoint of a COMMIT that a test has let fail, while others use its connection."""
 
         self._failed: tuple[BaseException, Connection] | None = None
         """What went wrong in a COMMIT, and where."""
@@ -331,6 +335,7 @@ class WatchedSession:
         if self._source.detours:
             bind = self._source.detours[-1](self.session, bind)
             in_front(bind, self._overseer)
+            self._bound[bind] = None
             options = {name: value for name, value in (options or {}).items() if name not in _OF_A_TRANSACTION}
         if bind in root._connections:
             return find(root, bind, options)
@@ -573,7 +578,11 @@ class WatchedSession:
         assert self._failed is not None
         connection = self._failed[1]
         self._failed = None
-        if not connection.invalidated and not is_isolated(connection):
+        if is_isolated(connection):
+            # It is not lost, and others are asked over it. SQLAlchemy would have the savepoint rolled back before.
+            savepoint = self._aside = connection._nested_transaction
+            connection._nested_transaction = None if savepoint is None else savepoint._previous_nested
+        elif not connection.invalidated:
             connection.invalidate()
         return connection.engine
 
@@ -600,6 +609,10 @@ class WatchedSession:
 
     def rollback(self) -> None:
         """ROLLBACK, for real, and leave a usable session whatever the database says to it."""
+        savepoint, self._aside = self._aside, None
+        if savepoint is not None:
+            savepoint._previous_nested = savepoint.connection._nested_transaction
+            savepoint.connection._nested_transaction = savepoint
         try:
             self._for_real("rollback")
         except Exception:

@@ -1047,3 +1047,24 @@ def test_constraints_that_are_not_deferred(postgresql: Engine, constraint: str) 
         count = connection.execute(text("SELECT count(*) FROM shelf")).scalar()
 
     assert count == 1
+
+
+def test_transaction_inside_one_that_is_doomed(any_shop: Shop) -> None:
+    """What is wrong with a suspended transaction is not the affair of the one inside, whose work goes with it."""
+    uow = any_shop.uow
+    with isolate(uow) as [connection]:
+        with pytest.raises(UnexpectedRollbackError), uow.transaction() as session:
+            with suppress(SQLAlchemyError), session.begin_nested():
+                session.execute(text("SELECT * FROM missing"))
+            session.scalars(select(Book)).all()
+            with suppress(LookupError), uow.transaction():
+                raise LookupError
+            with uow.transaction(propagation=Propagation.REQUIRES_NEW) as inner:
+                inner.add(Book(title="Emma"))
+                inner.flush()
+                during = inner.scalars(select(Book.title)).all()
+        inside = books(connection)
+
+    assert during == ["Emma"]
+    # The one around it had written nothing that would have to be undone.
+    assert inside == ["Emma"]
