@@ -120,9 +120,9 @@ class Committing:
 
 @dataclass(frozen=True, slots=True)
 class HookRan:
-    """A hook was called, and *error* is what it raised. *transaction* is the outermost one, or None outside any."""
+    """A hook was called, and *error* is what it raised. *transaction* is the outermost one."""
 
-    transaction: Transaction | None
+    transaction: Transaction
     hook: Hook
     error: BaseException | None
 

@@ -190,7 +190,7 @@ def _original(connection: Connection, error: DBAPIError) -> BaseException:
 # Serialization failures and deadlocks
 
 _RAISE: Final = "DO $$ BEGIN RAISE EXCEPTION '{}' USING ERRCODE = '{}'; END $$"
-_SIGNAL: Final = "BEGIN NOT ATOMIC SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = {}, MESSAGE_TEXT = '{}'; END"
+_SIGNAL: Final = "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = {}, MESSAGE_TEXT = '{}'"
 
 _BY_SERVER: Final[Mapping[tuple[str, str], str]] = {
     ("postgresql", "serialization_failure"): _RAISE.format(
@@ -213,16 +213,15 @@ def _provoked(connection: Connection, fault: str) -> BaseException:
     if name == "sqlite":
         return _locked(fault)
     statement = _BY_SERVER.get((name, fault))
-    error = None
-    if statement is not None:
-        if name == "mysql" and not is_isolated(connection):
-            # At both it rolls back the whole transaction.
-            _execute(connection, "ROLLBACK")
-        error = _execute(connection, statement)
-    if error is None:
+    if statement is None:
         raise ConfigurationError(
             "inject()", f"cannot let {connection.engine!r} fail with {fault!r}. Give it an exception of the driver's."
         )
+    if name == "mysql" and not is_isolated(connection):
+        # At both it rolls back the whole transaction.
+        _execute(connection, "ROLLBACK")
+    error = _execute(connection, statement)
+    assert error is not None
     return error
 
 

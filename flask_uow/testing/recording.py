@@ -191,8 +191,7 @@ class Recording:
             case HookRan(transaction, hook, error):
                 call = HookCall(hook.moment.value, hook.callback, hook.args, hook.kwargs, error)
                 self.hooks.append(call)
-                if transaction is not None:
-                    self._draft(transaction).hooks.append(call)
+                self._draft(transaction).hooks.append(call)
             case AfterCommit(transaction, changes) | AfterRollback(transaction, _, changes):
                 self._draft(transaction).changes = changes
             case Completed(transaction, outcome, error, duration):

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, select, text
+from sqlalchemy import Engine, create_engine, select, text
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
@@ -248,14 +251,8 @@ def test_verify_that_is_wrong(shop: Shop) -> None:
     assert seen == ["Sanditon"]
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "pg8000"])
-def test_other_drivers(postgresql: Any, driver: str) -> None:
-    """Other drivers fail as well with errors of their own."""
-    if driver == "pg8000":
-        pytest.importorskip("pg8000")
-    engine = create_engine(postgresql.url.set(drivername=f"postgresql+{driver}"))
+def _fails_with(engine: Engine) -> None:
     shop = make_shop(engine)
-
     with inject(shop.uow, "serialization_failure"):
         again = shop.client.post("/again/Emma").text
     with inject(shop.uow, "disconnect_at_commit"), pytest.raises(CommitOutcomeUnknownError):
@@ -263,6 +260,39 @@ def test_other_drivers(postgresql: Any, driver: str) -> None:
 
     assert again == "2"
     assert stored(shop) == ["Emma"]
+    engine.dispose()
+
+
+def test_psycopg2(postgresql: Engine) -> None:
+    """Another driver of PostgreSQL fails as well with errors of its own."""
+    _fails_with(create_engine(postgresql.url.set(drivername="postgresql+psycopg2")))
+
+
+def test_driver_that_hides_its_socket(mariadb: Engine) -> None:
+    """The connection of a driver whose socket is not to be had is closed."""
+    _fails_with(create_engine(mariadb.url.set(drivername="mysql+mysqlconnector", query={})))
+
+
+class Other(SQLiteDialect_pysqlite):
+    """A database that calls itself by another name."""
+
+    name = "other"
+    supports_statement_cache = True
+
+
+def test_database_that_nobody_has_tried(tmp_path: Path) -> None:
+    """Where it is not known how a fault looks, that is said."""
+    registry.register("other", __name__, "Other")
+    engine = create_engine(f"other:///{tmp_path / 'other.db'}")
+    uow = UnitOfWork(engine)
+
+    with (
+        inject(uow, "deadlock"),
+        pytest.raises(ConfigurationError, match="Give it an exception of the driver's"),
+        uow.transaction() as session,
+    ):
+        session.execute(text("SELECT 1"))
+
     engine.dispose()
 
 

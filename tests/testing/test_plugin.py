@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import pytest
+
+BOOKSHOP = """
+import pytest
+from flask import Flask
+from sqlalchemy import create_engine, func, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from flask_uow import UnitOfWork
+
+class Base(DeclarativeBase):
+    pass
+
+class Book(Base):
+    __tablename__ = "book"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+
+engine = create_engine("sqlite:///books.db")
+Base.metadata.drop_all(engine)
+Base.metadata.create_all(engine)
+books = UnitOfWork(sessionmaker(engine))
+others = UnitOfWork(sessionmaker(engine), name="others")
+
+def make_app():
+    app = Flask("bookshop")
+    app.testing = True
+    app.config["UOW_AUTO_COMMIT"] = True
+    books.init_app(app)
+    others.init_app(app)
+
+    @app.post("/<title>")
+    @books.transactional(attempts=2)
+    def add(title):
+        books.session.add(Book(title=title))
+        return ""
+
+    return app
+
+bookshop = make_app()
+
+def count():
+    with Session(engine) as session:
+        return session.scalar(select(func.count()).select_from(Book))
+"""
+
+WITH_APP = """
+@pytest.fixture
+def app():
+    return bookshop
+"""
+
+WITH_UOW = """
+@pytest.fixture
+def uow():
+    return books
+"""
+
+WITH_SEVERAL = """
+@pytest.fixture
+def uow():
+    return [books, others]
+"""
+
+TESTS = """
+@pytest.mark.parametrize("title", ["Emma", "Sanditon"])
+def test_isolated(uow_isolate, title):
+    bookshop.test_client().post("/" + title)
+    [connection] = uow_isolate
+    assert connection.scalars(select(Book.title)).all() == [title]
+
+def test_nothing_is_left():
+    assert count() == 0
+
+def test_recorded(uow_isolate, uow_record):
+    bookshop.test_client().post("/Emma")
+    uow_record.assert_committed()
+
+def test_injected(uow_isolate, uow_record, uow_inject):
+    fault = uow_inject("deadlock")
+    bookshop.test_client().post("/Emma")
+    assert fault.struck == 1
+    uow_record.assert_rolled_back()
+
+def test_injected_in_a_block(uow_isolate, uow_inject):
+    with uow_inject("deadlock", at="nowhere") as fault:
+        pass
+    uow_inject("deadlock", at="INSERT", times=2)
+    with pytest.raises(Exception, match="locked"):
+        bookshop.test_client().post("/Emma")
+    assert fault.struck == 0
+
+def test_nothing_goes_on():
+    assert books._observers == others._observers == []
+    assert books._source.detours == others._source.detours == []
+    bookshop.test_client().post("/Emma")
+    assert count() == 1
+"""
+
+
+@pytest.mark.parametrize("where", [WITH_APP, WITH_UOW, WITH_SEVERAL], ids=["app", "uow", "several"])
+def test_fixtures(pytester: pytest.Pytester, where: str) -> None:
+    """The fixtures are about the app, or about what a fixture of the user's returns, and end with the test."""
+    pytester.makepyfile(BOOKSHOP + where + TESTS)
+
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+
+    result.assert_outcomes(passed=7)
+
+
+def test_all_of_an_app(pytester: pytest.Pytester) -> None:
+    """All UnitOfWork objects of an app are isolated."""
+    pytester.makepyfile(
+        BOOKSHOP
+        + WITH_APP
+        + """
+def test_isolated(uow_isolate):
+    with others.transaction() as session:
+        session.add(Book(title="Emma"))
+
+def test_nothing_is_left():
+    assert count() == 0
+"""
+    )
+
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+
+    result.assert_outcomes(passed=2)
+
+
+def test_without_a_unit_of_work(pytester: pytest.Pytester) -> None:
+    """Where there is none, the test is told what to write."""
+    pytester.makepyfile("def test_isolated(uow_isolate): ...")
+
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*The fixture 'uow_isolate' needs a UnitOfWork. Write a fixture 'uow'*"])
+
+
+def test_fixture_that_lacks_another(pytester: pytest.Pytester) -> None:
+    """A fixture of the user's that lacks one of its own says so itself."""
+    pytester.makepyfile(
+        """
+import pytest
+
+@pytest.fixture
+def uow(missing): ...
+
+def test_isolated(uow_isolate): ...
+"""
+    )
+
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*fixture 'missing' not found*"])
+
+
+def test_entry_point(pytester: pytest.Pytester) -> None:
+    """The plugin is found without being named, and lists its fixtures; several processes share the work."""
+    pytester.makepyfile(
+        BOOKSHOP.replace("books.db", "{os.getpid()}.db").replace('"sqlite', 'f"sqlite') + WITH_APP + TESTS
+    )
+    pytester.makeconftest("import os, builtins; builtins.os = os")
+
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile")
+    fixtures = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--fixtures")
+
+    result.assert_outcomes(passed=7)
+    fixtures.stdout.fnmatch_lines(["uow_isolate -- *", "uow_record -- *", "uow_inject -- *"])
+
+
+def test_nothing_unasked(pytester: pytest.Pytester) -> None:
+    """A test that asks for nothing is not isolated, recorded or failed."""
+    pytester.makepyfile(
+        BOOKSHOP
+        + WITH_APP
+        + """
+def test_plain(app):
+    assert books._observers == [] and books._source.detours == []
+    app.test_client().post("/Emma")
+    assert count() == 1
+"""
+    )
+
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+
+    result.assert_outcomes(passed=1)
