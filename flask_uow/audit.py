@@ -33,7 +33,7 @@ from flask_uow.extension import UnitOfWork
 
 __all__ = ["MASK", "AuditEntry", "AuditTrail"]
 
-logger = logging.getLogger("flask_uow")
+logger = logging.getLogger("flask_uow.audit")
 
 Circumstances = dict[str, Any]
 """What is in all rows of one transaction."""
@@ -131,6 +131,7 @@ class AuditTrail:
             logger.warning(
                 "The audit trail may not have all of transaction %s, which had begun before it was looked after",
                 seen["transaction_id"],
+                extra={"transaction_id": seen["transaction_id"], "endpoint": seen["endpoint"]},
             )
         if rows:
             self._insert(connect(self.table), rows)

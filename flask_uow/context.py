@@ -15,9 +15,10 @@ from enum import Enum
 from typing import Any, Final
 
 import flask.globals
-from flask import Flask, Request
+from flask import Flask, Request, has_request_context
 from flask.globals import _cv_app
 
+from flask_uow._core.journal import Journal
 from flask_uow._core.retry import Attempts
 from flask_uow._core.scope import Scope
 from flask_uow.errors import NoScopeError
@@ -26,6 +27,7 @@ __all__ = [
     "AFTER_VIEW",
     "BEFORE_VIEW",
     "IN_USE",
+    "JOURNAL",
     "PHASE",
     "REQUEST_CONTEXT",
     "VIEW",
@@ -36,13 +38,14 @@ __all__ = [
     "Slot",
     "bound_late",
     "current_app",
+    "current_endpoint",
     "current_request",
     "current_slot",
     "enter_request",
     "on_leaving",
 ]
 
-logger = logging.getLogger("flask_uow")
+logger = logging.getLogger("flask_uow.requests")
 
 MERGED: Final = "request_ctx" not in vars(flask.globals)
 """Whether the request context has become a part of the app context (Flask 3.2)."""
@@ -84,10 +87,13 @@ Attributes = dict[str, Any]
 class Slot:
     """What belongs to one context; made when somebody asks for it."""
 
-    __slots__ = ("__weakref__", "_attributes", "attempts", "plans", "scopes")
+    __slots__ = ("__weakref__", "_attributes", "attempts", "plans", "request", "scopes")
 
     def __init__(self, attributes: Attributes) -> None:
         self._attributes = attributes
+        self.request = current_request() if has_request_context() else None
+        """That of the context, which on Flask 3.1 is gone when the teardown functions of an app context run."""
+
         self.plans: dict[object, Any] = {}
         """What is done with the request, by the object that manages it."""
 
@@ -113,6 +119,22 @@ def current_request() -> Request:
     """Return the request of the current context, without a proxy."""
     request: Request = REQUEST_CONTEXT.get().request
     return request
+
+
+def current_endpoint() -> str | None:
+    """Return the endpoint of the current request, also of one that is being torn down, or None outside requests."""
+    if has_request_context():
+        return current_request().endpoint
+    context = _cv_app.get(None)
+    slot: Slot | None = None
+    if context is not None:
+        place, key = _place(context)
+        slot = place.get(key)
+    return None if slot is None or slot.request is None else slot.request.endpoint
+
+
+JOURNAL: Final = Journal(current_endpoint)
+"""Says what a message in the log is about, in Flask and outside it."""
 
 
 def current_slot() -> Slot:
@@ -301,7 +323,7 @@ class _Closers:
             try:
                 close(slot, error)
             except Exception:
-                logger.exception("Closing a session at teardown failed")
+                logger.exception("Closing a session at teardown failed", extra=JOURNAL.about(None))
         place.pop(key, None)
         place.pop(IN_USE, None)
 

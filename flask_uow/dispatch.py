@@ -25,6 +25,7 @@ from flask_uow.context import (
     AFTER_VIEW,
     BEFORE_VIEW,
     IN_USE,
+    JOURNAL,
     PHASE,
     REQUEST_CONTEXT,
     VIEW,
@@ -45,7 +46,7 @@ from flask_uow.signals import Publisher
 
 __all__ = ["Dispatch", "Managed"]
 
-logger = logging.getLogger("flask_uow")
+logger = logging.getLogger("flask_uow.requests")
 
 _NOTHING: Final = object()
 
@@ -74,7 +75,7 @@ class Managed:
         self._source = source
         self.runtime = Runtime(
             source,
-            Publisher(app, self._synchronise, observers=observers),
+            Publisher(app, self._synchronise, JOURNAL, observers=observers),
             self._judge,
             settings.manual_commit,
             self._hook_errors,
@@ -84,6 +85,7 @@ class Managed:
             attempts=settings.attempts,
             resolve_commit=settings.resolve_commit,
             recorders=recorders,
+            journal=JOURNAL,
         )
 
     def scope(self) -> Scope:
@@ -313,7 +315,7 @@ class Dispatch:
     def _repeat(self, plan: Plan, retry: Retry, attributes: Attributes, view: Callable[[], Any]) -> Any:
         """Run the view as often as its transaction asks for it, and as it may."""
         runtime = next(iter(self.managed.values())).runtime
-        attempts = Attempts(retry, plan.label, runtime.sleep)
+        attempts = Attempts(retry, plan.label, runtime.sleep, runtime.journal)
         repetition = _Repetition(attempts, current_slot())
         try:
             while True:
@@ -356,10 +358,10 @@ class Dispatch:
             try:
                 self._settle_rest(attributes, response)
             except HookError:
-                logger.exception("Hooks failed while an error was handled")
+                logger.exception("Hooks failed while an error was handled", extra=JOURNAL.about(None))
             except Exception:
                 # Nobody handles an error from here on, and the client must not be told of work that is lost.
-                logger.exception("The work of the handler of a 500 could not be stored")
+                logger.exception("The work of the handler of a 500 could not be stored", extra=JOURNAL.about(None))
                 response.close()
                 response = self._app.make_response(InternalServerError())
         except BaseException as error:
@@ -537,4 +539,4 @@ def _close(slot: Slot | None, error: BaseException | None) -> None:
         try:
             scope.close(error)
         except Exception:
-            logger.exception("Closing a session at teardown failed")
+            logger.exception("Closing a session at teardown failed", extra=JOURNAL.about(None))

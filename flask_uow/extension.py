@@ -23,7 +23,7 @@ from flask_uow._core.stream import Stream
 from flask_uow._core.transaction import Transaction
 from flask_uow.adapters import Sessions, session_source
 from flask_uow.cli import uow as commands
-from flask_uow.context import current_app
+from flask_uow.context import JOURNAL, current_app
 from flask_uow.decorators import BELOW, Call, Decorator, IfInactive, StreamDecorator, T, register_hook
 from flask_uow.dispatch import Dispatch, Managed
 from flask_uow.errors import ConfigurationError, NoScopeError
@@ -100,7 +100,7 @@ class UnitOfWork:
 
         self._runtime = Runtime(
             self._source,
-            Publisher(self, observers=self._observers),
+            Publisher(self, journal=JOURNAL, observers=self._observers),
             no_opinion,
             self._settings.manual_commit,
             lambda: self._settings.hook_errors or "log",
@@ -110,6 +110,7 @@ class UnitOfWork:
             attempts=self._settings.attempts,
             resolve_commit=self._settings.resolve_commit,
             recorders=self._recorders,
+            journal=JOURNAL,
         )
         if app is not None:
             self.init_app(app)

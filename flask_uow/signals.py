@@ -25,6 +25,7 @@ from flask_uow._core.events import (
     Retried,
     Started,
 )
+from flask_uow._core.journal import Journal
 from flask_uow._core.tracking import listen_to_writes
 
 __all__ = [
@@ -38,7 +39,7 @@ __all__ = [
     "transaction_started",
 ]
 
-logger = logging.getLogger("flask_uow")
+logger = logging.getLogger("flask_uow.signals")
 
 _namespace: Final = Namespace()
 
@@ -82,6 +83,9 @@ _ARGUMENTS: Final = {kind: tuple(field.name for field in fields(kind)) for kind 
 Synchronise = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+_JOURNAL: Final = Journal()
+
+
 def _no_loop(receiver: Callable[..., Any]) -> Callable[..., Any]:
     raise RuntimeError(
         f"The receiver {receiver!r} is a coroutine function, and outside Flask there is no loop to run it in."
@@ -94,14 +98,21 @@ class Publisher:
     Args:
         sender: The Flask application, or the UnitOfWork outside one.
         synchronise: Makes a plain function of a coroutine function, like ``app.ensure_sync()``.
+        journal: Says what a message in the log is about.
         observers: Who is told beside the signals, before them, and of more: tests. There can be others later.
     """
 
-    __slots__ = ("_observers", "_sender", "_synchronise")
+    __slots__ = ("_journal", "_observers", "_sender", "_synchronise")
 
     def __init__(
-        self, sender: object, synchronise: Synchronise = _no_loop, *, observers: Collection[Notify] = ()
+        self,
+        sender: object,
+        synchronise: Synchronise = _no_loop,
+        journal: Journal = _JOURNAL,
+        *,
+        observers: Collection[Notify] = (),
     ) -> None:
+        self._journal = journal
         self._sender = sender
         self._synchronise = synchronise
         self._observers = observers
@@ -137,4 +148,9 @@ class Publisher:
             except Exception:
                 if signal is before_commit:
                     raise
-                logger.exception("A receiver of the signal %s failed: %r", signal.name.replace("-", "_"), receiver)
+                logger.exception(
+                    "A receiver of the signal %s failed: %r",
+                    signal.name.replace("-", "_"),
+                    receiver,
+                    extra=self._journal.about(getattr(event, "transaction", None)),
+                )

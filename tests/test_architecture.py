@@ -153,3 +153,24 @@ def test_nothing_for_type_checkers_alone(module: str) -> None:
     names = [node.id for node in ast.walk(TREES[module]) if isinstance(node, ast.Name)]
 
     assert "TYPE_CHECKING" not in names
+
+
+LEVELS = ("debug", "info", "warning", "error", "exception", "critical", "log")
+
+
+@every_module
+def test_records(module: str) -> None:
+    """Whatever is logged says which transaction it is about, and where; and each topic has a logger of its own."""
+    calls = [node for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)]
+    named = [(call, call.func) for call in calls if isinstance(call.func, ast.Attribute)]
+    silent = [
+        call.lineno
+        for call, function in named
+        if function.attr in LEVELS
+        and ast.unparse(function.value).endswith("logger")
+        and "extra" not in {keyword.arg for keyword in call.keywords}
+    ]
+    names = [ast.literal_eval(call.args[0]) for call, function in named if function.attr == "getLogger"]
+
+    assert silent == []
+    assert all(name.startswith("flask_uow.") for name in names)

@@ -131,7 +131,7 @@ class Block:
                 runtime = self._scope.runtime
                 retry = retry_of(self._options, runtime.attempts)
                 if retry is not None:
-                    self.attempts = Attempts(retry, self._label, runtime.sleep)
+                    self.attempts = Attempts(retry, self._label, runtime.sleep, runtime.journal)
                     self.attempts.baseline = self._scope.look()
             self._transaction = self._scope.begin(self._options, self._label, self.attempts)
 

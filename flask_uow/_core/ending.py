@@ -48,7 +48,9 @@ from flask_uow.errors import (
 
 __all__ = ["Drain", "Ending"]
 
-logger = logging.getLogger("flask_uow")
+logger = logging.getLogger("flask_uow.transaction")
+commit_logger = logging.getLogger("flask_uow.commit")
+hooks_logger = logging.getLogger("flask_uow.hooks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,7 @@ class Ending(Guard):
         """
         engine = watched.lose_connection()
         interrupt = None if isinstance(error, Exception) else error
+        about = partial(self._runtime.journal.about, transaction)
         fate, reason = Fate.UNKNOWN, "it was interrupted"
         if interrupt is None:
             try:
@@ -193,11 +196,15 @@ class Ending(Guard):
             except BaseException as other:  # noqa: BLE001 - raised below; nobody must believe that it was rolled back
                 interrupt = other
         if fate is Fate.COMMITTED:
-            logger.warning("The answer to COMMIT of %s was lost; its work is stored.", transaction)
+            commit_logger.warning(
+                "The answer to COMMIT of %s was lost; its work is stored.", transaction, extra=about()
+            )
             watched.complete()
             return
         if fate is Fate.ROLLED_BACK:
-            logger.warning("The answer to COMMIT of %s was lost; nothing of it is stored.", transaction)
+            commit_logger.warning(
+                "The answer to COMMIT of %s was lost; nothing of it is stored.", transaction, extra=about()
+            )
             error.add_note("The answer to COMMIT was lost; nothing of the transaction is stored.")
             self._roll_back(transaction, error)
             raise error
@@ -214,7 +221,7 @@ class Ending(Guard):
             datetime.fromtimestamp(transaction._sent_at, UTC).isoformat(timespec="milliseconds"),
             reason,
         )
-        logger.error("%s", unknown, exc_info=error)
+        commit_logger.error("%s", unknown, exc_info=error, extra=about())
         self._leave_stack(transaction, Outcome.UNKNOWN)
         self._complete(transaction, Outcome.UNKNOWN, unknown)
         if interrupt is not None:
@@ -224,6 +231,7 @@ class Ending(Guard):
     def _ask(self, transaction: Transaction, watched: WatchedSession, engine: Engine) -> Answer:
         """Ask everybody who may know what became of a COMMIT."""
         runtime, ticket, verify = self._runtime, transaction._ticket, transaction._options.verify
+        about = partial(runtime.journal.about, transaction)
         if watched.has_several_engines():
             return Fate.UNKNOWN, "its session has several engines, some of which may have committed, and some not"
         wrote_nothing = ticket is not None and ticket.xact_id is None
@@ -233,7 +241,7 @@ class Ending(Guard):
         end = monotonic() + runtime.patience
         fate, reason = Fate.UNKNOWN, "nobody was asked what became of it: see the options resolve_commit and verify"
         if ticket is not None and ticket.xact_id is not None:
-            fate, reason = ask_postgresql(ticket, engine, runtime.patience, runtime.sleep)
+            fate, reason = ask_postgresql(ticket, engine, runtime.patience, runtime.sleep, about)
         elif ticket is not None:
             reason = "PostgreSQL had no id for it: it has written to no table, and yet there are hooks for what it did"
         if verify is None or fate in (Fate.COMMITTED, Fate.ROLLED_BACK):
@@ -247,7 +255,9 @@ class Ending(Guard):
             is_over = _at_once
         elif session is not None:
             is_over = partial(is_gone, session, engine)
-        return ask_user(lambda: self._verify(verify, transaction._label), is_over, end - monotonic(), runtime.sleep)
+        return ask_user(
+            lambda: self._verify(verify, transaction._label), is_over, end - monotonic(), runtime.sleep, about
+        )
 
     # Changes
 
@@ -402,7 +412,7 @@ class Ending(Guard):
             finally:
                 self._complete(transaction, Outcome.COMMITTED, None)
         if failures:
-            self._report(failures, committed=True, quietly=leaving is not None)
+            self._report(transaction, failures, committed=True, quietly=leaving is not None)
 
     def _tell_of(self, event: Event) -> None:
         """Send an event after the fact, to receivers who are outside the transaction."""
@@ -428,7 +438,7 @@ class Ending(Guard):
         in_database = self._in_transaction()
         # Asked before the rollback, for that makes good what went wrong.
         attempts = transaction._attempts
-        will_retry = attempts is not None and attempts.failed(error, transaction._caught())
+        will_retry = attempts is not None and attempts.failed(error, transaction._caught(), transaction)
         if savepoint is None and in_database:
             self._start(transaction)
 
@@ -472,7 +482,11 @@ class Ending(Guard):
                 with apart():
                     recorder.write_lost(transaction, transaction.changes, error, places.bind_for)
             except Exception:
-                logger.exception("What %s had changed, and was rolled back, could not be written down", transaction)
+                logger.exception(
+                    "What %s had changed, and was rolled back, could not be written down",
+                    transaction,
+                    extra=self._runtime.journal.about(transaction),
+                )
 
     def _tell_of_another(self, transaction: Transaction, error: BaseException | None, attempts: Attempts) -> None:
         if self._runtime.notify.wants(Retried):
@@ -484,7 +498,7 @@ class Ending(Guard):
         """Run the hooks of a rollback; those of a commit are forgotten."""
         failures = self._drain(transaction, hooks, Moment.ROLLBACK, error)
         if failures:
-            self._report(failures, committed=False, quietly=error is not None or others_follow)
+            self._report(transaction, failures, committed=False, quietly=error is not None or others_follow)
 
     def _fail(self, transaction: Transaction, error: BaseException) -> None:
         """Roll back a transaction whose end failed with *error*, and say it better where SQLAlchemy cannot know."""
@@ -581,19 +595,20 @@ class Ending(Guard):
         finally:
             self._draining = outer
 
-    def _report(self, failures: list[Failure], *, committed: bool, quietly: bool) -> None:
+    def _report(self, transaction: Transaction, failures: list[Failure], *, committed: bool, quietly: bool) -> None:
         """Log or raise what hooks raised; *quietly* where an error is on its way already, or others must end too."""
         if self._runtime.hook_errors() == "raise" and not quietly:
             what = "after the COMMIT: the work is stored" if committed else "after the ROLLBACK: the work is undone"
             raise HookError(f"Hooks failed {what}", [failure.error for failure in failures], committed)
 
         for failure in failures:
-            logger.error(
+            hooks_logger.error(
                 "The %s hook %s failed. The work is %s all the same.",
                 failure.hook.moment.value,
                 failure.hook.name,
                 "stored" if committed else "undone",
                 exc_info=failure.error,
+                extra=self._runtime.journal.about(transaction),
             )
 
 

@@ -13,9 +13,11 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from flask_uow._core.journal import About, about_nothing
+
 __all__ = ["Fate", "Ticket", "ask_postgresql", "ask_user", "is_gone", "session_of", "take_ticket"]
 
-logger = logging.getLogger("flask_uow")
+logger = logging.getLogger("flask_uow.commit")
 
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.25
@@ -81,7 +83,9 @@ def _function(connection: Connection, which: str) -> str:
     return "txid_status" if is_old else "pg_xact_status"
 
 
-def ask_postgresql(ticket: Ticket, engine: Engine, patience: float, sleep: Sleep) -> Answer:
+def ask_postgresql(
+    ticket: Ticket, engine: Engine, patience: float, sleep: Sleep, about: About = about_nothing
+) -> Answer:
     """Return what became of a transaction with an id.
 
     Args:
@@ -89,6 +93,7 @@ def ask_postgresql(ticket: Ticket, engine: Engine, patience: float, sleep: Sleep
         engine: Where to get another connection to its server.
         patience: For how many seconds to ask again. It does not end a connection attempt that takes longer.
         sleep: Waits for some seconds.
+        about: Says what is logged of the transaction.
     """
     answer = Fate.UNKNOWN, "nobody has answered"
     for _ in _looks(patience, sleep):
@@ -98,7 +103,7 @@ def ask_postgresql(ticket: Ticket, engine: Engine, patience: float, sleep: Sleep
                     f"SELECT {_function(connection, 'status')}('{ticket.xact_id}'), {_SERVER}"
                 ).one()
         except Exception as error:
-            logger.info("Could not ask what became of transaction %s", ticket.xact_id, exc_info=True)
+            logger.info("Could not ask what became of transaction %s", ticket.xact_id, exc_info=True, extra=about())
             if getattr(getattr(error, "orig", None), "sqlstate", None) == _IN_THE_FUTURE:
                 return Fate.FORGOTTEN, "the server does not know of it"
             answer = Fate.UNKNOWN, f"the database could not be asked ({type(error).__name__})"
@@ -146,7 +151,13 @@ def _family(engine: Engine) -> str:
     return "mysql" if engine.dialect.name == "mariadb" else engine.dialect.name
 
 
-def ask_user(verify: Callable[[], object], is_over: Callable[[], bool] | None, patience: float, sleep: Sleep) -> Answer:
+def ask_user(
+    verify: Callable[[], object],
+    is_over: Callable[[], bool] | None,
+    patience: float,
+    sleep: Sleep,
+    about: About = about_nothing,
+) -> Answer:
     """Return what a function of the user's finds out about a transaction.
 
     Args:
@@ -155,6 +166,7 @@ def ask_user(verify: Callable[[], object], is_over: Callable[[], bool] | None, p
             that nobody can tell; then it has to hold as long as patience lasts.
         patience: For how many seconds to ask again.
         sleep: Waits for some seconds.
+        about: Says what is logged of the transaction.
     """
     answer = Fate.UNKNOWN, "verify said nothing"
     denies = False
@@ -163,11 +175,11 @@ def ask_user(verify: Callable[[], object], is_over: Callable[[], bool] | None, p
             over = is_over is not None and is_over()
             stored = verify()
         except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-            logger.info("verify could not ask the database", exc_info=True)
+            logger.info("verify could not ask the database", exc_info=True, extra=about())
             denies, answer = False, (Fate.UNKNOWN, f"verify could not ask the database ({type(error).__name__})")
             continue
         except Exception as error:
-            logger.exception("verify failed, and does not say what became of a COMMIT")
+            logger.exception("verify failed, and does not say what became of a COMMIT", extra=about())
             return Fate.UNKNOWN, f"verify failed with {type(error).__name__}"
         if stored is True:
             return Fate.COMMITTED, ""

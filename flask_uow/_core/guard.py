@@ -154,7 +154,7 @@ class Guard(ABC):
         hooks, changes = mark
         self._forget_changes(changes)
         if self._stack:
-            self._undo_hooks(self._stack[0], self._stack[-1]._hooks.drop_since(hooks), sys.exception())
+            self._undo_hooks(self._stack[-1], self._stack[-1]._hooks.drop_since(hooks), sys.exception())
 
     def _mark(self) -> Mark:
         """Return a mark for `savepoint_rolled_back`."""

@@ -15,11 +15,12 @@ from typing import Any, Final, Self
 from flask_uow._core.backoff import Backoff
 from flask_uow._core.deadline import Deadline
 from flask_uow._core.faults import asks_for_another_attempt
+from flask_uow._core.journal import Journal, Named
 from flask_uow._core.options import NEVER_RETRIED, Options, RetryOn
 
 __all__ = ["NOTHING_BEFORE", "Attempt", "Attempts", "Baseline", "Retry", "apart", "note_commit", "retry_of"]
 
-logger = logging.getLogger("flask_uow")
+logger = logging.getLogger("flask_uow.retry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +96,17 @@ class Attempts:
         retry: How often and when.
         label: What to call the block.
         sleep: Waits for some seconds.
+        journal: Says what a message in the log is about.
     """
 
     __slots__ = (
+        "_journal",
         "_label",
         "_obstacles",
         "_outside",
         "_retry",
         "_sleep",
+        "_transaction",
         "baseline",
         "cause",
         "commits",
@@ -114,11 +118,15 @@ class Attempts:
         "spent",
     )
 
-    def __init__(self, retry: Retry, label: str, sleep: Callable[[float], None]) -> None:
+    def __init__(self, retry: Retry, label: str, sleep: Callable[[float], None], journal: Journal) -> None:
         self._retry = retry
         self._label = label
         self._sleep = sleep
         self._obstacles: list[Callable[[], str | None]] = []
+        self._journal = journal
+        self._transaction: Named | None = None
+        """The transaction that has failed."""
+
         self._outside = sys.exception()
         """What somebody is handling by this block, and Python will make the context of each error in it."""
 
@@ -165,15 +173,19 @@ class Attempts:
         """
         return self.deadlines.setdefault(place, deadline)
 
-    def failed(self, error: BaseException | None, caught: Iterable[BaseException] = ()) -> bool:
+    def failed(
+        self, error: BaseException | None, caught: Iterable[BaseException] = (), transaction: Named | None = None
+    ) -> bool:
         """Learn that the current attempt cannot succeed, and return whether another follows.
 
         Args:
             error: What leaves the block, if anything does.
             caught: Errors that have doomed its transaction, and were caught.
+            transaction: Its transaction.
         """
         if not self.is_decided:
             self.is_decided = True
+            self._transaction = transaction
             cause = None if error is not None and not isinstance(error, Exception) else self._find_cause(error, caught)
             if cause is not None:
                 self._decide(error, cause)
@@ -229,6 +241,7 @@ class Attempts:
                 self._label,
                 type(cause).__name__,
                 delay,
+                extra=self._journal.about(self._transaction),
             )
 
     def _nearest_deadline(self) -> Deadline | None:
@@ -247,6 +260,7 @@ class Attempts:
             self.number,
             self._retry.attempts,
             obstacle,
+            extra=self._journal.about(self._transaction),
         )
 
     def _give_up(self, error: BaseException | None, reason: str) -> None:
@@ -279,7 +293,11 @@ class Attempts:
         try:
             return asks_for_another_attempt(error) or bool(on(error))
         except Exception:
-            logger.exception("The function retry_on of %s failed, and counts as no", self._label)
+            logger.exception(
+                "The function retry_on of %s failed, and counts as no",
+                self._label,
+                extra=self._journal.about(self._transaction),
+            )
             return False
 
 
@@ -315,7 +333,7 @@ class Attempt:
             if _running.get()[-1:] == (attempts,):
                 _running.set(self._outer)
             # Their tracebacks have the frames that have the attempts.
-            attempts.cause = None
+            attempts.cause = attempts._transaction = None
             attempts.spent.clear()
         return not self.is_last
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from flask_uow._core.events import Notify
+from flask_uow._core.journal import Journal
 from flask_uow._core.options import ManualCommit, Options
 from flask_uow._core.policy import Judge
 from flask_uow._core.recording import Recorder
@@ -48,6 +49,9 @@ class Runtime:
 
     recorders: Sequence[Recorder] = ()
     """Who writes down what is changed. There can be more of them later."""
+
+    journal: Journal = field(default_factory=Journal)
+    """Says what a message in the log is about."""
 
     sleep: Callable[[float], None] = _sleep
     """Waits for some seconds."""

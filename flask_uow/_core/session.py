@@ -42,7 +42,7 @@ from flask_uow.errors import ConfigurationError, PartialCommitError, UnexpectedR
 
 __all__ = ["OVERSEEN", "Mark", "Overseer", "SessionSource", "WatchedSession", "binds_of", "distinct_binds", "rebind"]
 
-logger = logging.getLogger("flask_uow")
+logger = logging.getLogger("flask_uow.session")
 
 OVERSEEN: Final = "flask_uow.overseer"
 """The key in ``session.info`` of a session that is watched."""
@@ -188,6 +188,10 @@ class Overseer(Supervisor, Protocol):
 
     def flush_called(self) -> None:
         """Learn that the session is about to write its changes."""
+
+    def about(self) -> dict[str, Any]:
+        """Return what is logged beside a message about the session."""
+        ...
 
 
 _SHADOWED: Final = ("commit", "rollback", "close", "reset", "begin")
@@ -504,7 +508,9 @@ class WatchedSession:
         try:
             binds.append(self.session.get_bind())
         except UnboundExecutionError:
-            logger.debug("A session with several engines has not said yet which it will use.")
+            logger.debug(
+                "A session with several engines has not said yet which it will use.", extra=self._overseer.about()
+            )
         return next((reason for bind in binds if (reason := shared(bind)) is not None), None)
 
     def _for_real(self, name: str) -> None:
@@ -596,7 +602,7 @@ class WatchedSession:
             root._remove_snapshot()
             root.close()
         except Exception:
-            logger.exception("A listener failed after a COMMIT")
+            logger.exception("A listener failed after a COMMIT", extra=self._overseer.about())
             self.recover()
 
     def _note_commits(self) -> None:
@@ -616,7 +622,11 @@ class WatchedSession:
         try:
             self._for_real("rollback")
         except Exception:
-            logger.debug("ROLLBACK failed; the connection is thrown away, which ends its transaction.", exc_info=True)
+            logger.debug(
+                "ROLLBACK failed; the connection is thrown away, which ends its transaction.",
+                exc_info=True,
+                extra=self._overseer.about(),
+            )
             self.session.invalidate()
 
     def recover(self) -> None:
@@ -743,7 +753,9 @@ class WatchedSession:
         try:
             self._source.release(self.session)
         except Exception:
-            logger.debug("Closing a session failed; its connection is thrown away.", exc_info=True)
+            logger.debug(
+                "Closing a session failed; its connection is thrown away.", exc_info=True, extra=self._overseer.about()
+            )
             self.session.invalidate()
 
 

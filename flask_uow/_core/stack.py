@@ -223,6 +223,10 @@ class Stack(Ending):
         if self._marks and self._watched is not None:
             self._watched.follow()
 
+    def about(self) -> dict[str, Any]:
+        """Return what is logged beside a message about the session."""
+        return self._runtime.journal.about(self._stack[-1] if self._stack else None)
+
     # Beginning
 
     def replan(self, plan: Plan | None) -> None:

@@ -17,7 +17,7 @@ from flask_uow.errors import NoScopeError
 
 __all__ = ["Stream"]
 
-logger = logging.getLogger("flask_uow")
+logger = logging.getLogger("flask_uow.stream")
 
 Y = TypeVar("Y")
 
@@ -47,7 +47,8 @@ class Stream(Iterator[Y], Generic[Y]):
         try:
             self.close()
         except Exception:
-            logger.exception("Closing %s, which nobody had closed, failed", self._label)
+            about = self._scope.runtime.journal.about(None)
+            logger.exception("Closing %s, which nobody had closed, failed", self._label, extra=about)
 
     def close(self) -> None:
         """End it before its time: its work is rolled back, and its connection returned."""

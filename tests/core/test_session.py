@@ -100,6 +100,9 @@ class Watcher:
     def wants_changes(self) -> bool:
         return False
 
+    def about(self) -> dict[str, Any]:
+        return {}
+
     def tracked(self, record: Record) -> None:
         raise AssertionError
 

@@ -1,0 +1,66 @@
+"""What stands beside each message in the log: which transaction it is about, and where that is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, Self
+
+__all__ = ["About", "Journal", "Named", "about_nothing"]
+
+About = Callable[[], dict[str, Any]]
+"""Returns what goes into the *extra* of a message. It is called when there is one, and not before."""
+
+
+class Named(Protocol):
+    """What can be looked up in the log."""
+
+    @property
+    def id(self) -> str:
+        """A unique name."""
+        ...
+
+    @property
+    def parent(self) -> Self | None:
+        """The enclosing one, if it is a savepoint."""
+        ...
+
+
+def _nowhere() -> str | None:
+    """Know no endpoints."""
+    return None
+
+
+class Journal:
+    """Says what a message is about, for the *extra* of the logging calls of one UnitOfWork.
+
+    Args:
+        endpoint: Returns the name of the place that is being served, or None. It must not raise.
+    """
+
+    __slots__ = ("_endpoint",)
+
+    def __init__(self, endpoint: Callable[[], str | None] = _nowhere) -> None:
+        self._endpoint = endpoint
+
+    @property
+    def endpoint(self) -> str | None:
+        """What is being served, if anything is."""
+        return self._endpoint()
+
+    def about(self, transaction: Named | None, **more: Any) -> dict[str, Any]:
+        """Return the *extra* of a message about *transaction*, or about none.
+
+        A savepoint goes by the id of the outermost transaction, as signals and audit trails do.
+
+        Args:
+            transaction: What it is about.
+            more: What else belongs to it.
+        """
+        while transaction is not None and transaction.parent is not None:
+            transaction = transaction.parent
+        return {"transaction_id": None if transaction is None else transaction.id, "endpoint": self._endpoint(), **more}
+
+
+def about_nothing() -> dict[str, Any]:
+    """Return the *extra* of a message where nothing is known."""
+    return Journal().about(None)
