@@ -82,6 +82,7 @@ class Managed:
             strict=settings.strict,
             isolation_level=settings.isolation_level,
             timeout=settings.timeout,
+            slow_transaction=settings.slow_transaction,
             attempts=settings.attempts,
             resolve_commit=settings.resolve_commit,
             recorders=recorders,

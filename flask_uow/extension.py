@@ -107,6 +107,7 @@ class UnitOfWork:
             strict=self._settings.strict,
             isolation_level=self._settings.isolation_level,
             timeout=self._settings.timeout,
+            slow_transaction=self._settings.slow_transaction,
             attempts=self._settings.attempts,
             resolve_commit=self._settings.resolve_commit,
             recorders=self._recorders,

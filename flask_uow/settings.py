@@ -51,6 +51,7 @@ class Settings:
     isolation_level: str | None = None
     timeout: float | None = None
     read_only_methods: frozenset[str] = frozenset()
+    slow_transaction: float | None = None
     attempts: int = 1
     resolve_commit: bool = False
 
@@ -94,14 +95,12 @@ _RULES: Final[Mapping[str, Rule]] = {
     "isolation_level": Rule(is_isolation_level, ISOLATION_LEVEL),
     "timeout": Rule(is_timeout, TIMEOUT),
     "read_only_methods": Rule(_are_methods, 'must be a set of HTTP methods such as {"GET"}'),
+    "slow_transaction": Rule(is_timeout, TIMEOUT),
     "attempts": Rule(is_attempts, ATTEMPTS),
     "resolve_commit": Rule(lambda value: isinstance(value, bool), "must be True or False"),
 }
 
-_TO_COME: Final = (
-    "uncommitted",
-    "slow_transaction",
-)
+_TO_COME: Final = ("uncommitted",)
 
 _KNOWN: Final = (*_RULES, *_TO_COME)
 

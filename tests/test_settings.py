@@ -13,7 +13,6 @@ from flask_uow.settings import KNOWN_METHODS, Settings, check_name, from_argumen
 
 TO_COME = [
     ("uncommitted", "warn"),
-    ("slow_transaction", 1.0),
 ]
 
 RIGHT: list[tuple[str, object, object]] = [
@@ -40,6 +39,9 @@ RIGHT: list[tuple[str, object, object]] = [
     ("isolation_level", "repeatable_read", "REPEATABLE READ"),
     ("timeout", None, None),
     ("timeout", 2.5, 2.5),
+    ("slow_transaction", None, None),
+    ("slow_transaction", 1, 1),
+    ("slow_transaction", 0.25, 0.25),
     ("read_only_methods", {"get", "HEAD"}, frozenset({"GET", "HEAD"})),
     ("read_only_methods", (), frozenset()),
     ("attempts", 1, 1),
@@ -68,6 +70,10 @@ WRONG: list[tuple[str, object, str]] = [
     ("strict", None, "it must be True or False"),
     ("isolation_level", "AUTOCOMMIT", "it must be one of READ UNCOMMITTED, "),
     ("timeout", 0, "it must be a number of seconds above 0, or None"),
+    *(
+        ("slow_transaction", value, "it must be a number of seconds above 0, or None")
+        for value in (0, -1.5, True, "1", float("nan"), float("inf"))
+    ),
     ("read_only_methods", True, "it must be a set of HTTP methods such as"),
     ("read_only_methods", "GET", "it must be a set of HTTP methods such as"),
     ("attempts", 0, "it must be a whole number, 1 or above"),

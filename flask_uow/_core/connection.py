@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from flask_uow._core.isolation import is_isolated
 from flask_uow._core.limits import Limit, limit_of
 from flask_uow._core.pool import put_back_later, send
+from flask_uow._core.stopwatch import Stopwatch
 from flask_uow.errors import ConfigurationError, IncompatibleTransactionError
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "has_written",
     "in_front",
     "listen_to_errors",
+    "measure",
     "observe",
     "only_reads",
     "quietly",
@@ -133,6 +135,9 @@ _ROLLBACK_TO: Final = "ROLLBACK TO SAVEPOINT "
 _COMMITS: Final = ("COMMIT", "XA COMMIT")
 """How statements begin that keep what was done. The drivers' own have no text."""
 
+_FRAME: Final = ("BEGIN", "SAVEPOINT ", "RELEASE SAVEPOINT ", _ROLLBACK_TO)
+"""How statements begin that nobody has asked for, and that have no effect by themselves."""
+
 _ALWAYS_SENT: Final = ("ROLLBACK", "XA END", "XA ROLLBACK")
 """How statements begin that are a part of rolling back."""
 
@@ -152,6 +157,7 @@ class _Watch:
         "_observed",
         "outer",
         "refuses_writing",
+        "stopwatch",
         "supervised",
         "supervisor",
         "written",
@@ -165,6 +171,9 @@ class _Watch:
         self.written = False
         self.refuses_writing = False
         """Whether it is read-only, and its database does not see to it."""
+
+        self.stopwatch: Stopwatch | None = None
+        """Measures the work of the database, if anybody wants to know."""
 
         self.outer: _Watch | None = None
         """That of another session, which its maker has bound to the same connection."""
@@ -194,6 +203,26 @@ class _Watch:
         if not self._followed:
             self._followed = True
             event.listen(connection, "after_cursor_execute", _after_statement)
+
+    def measure(self, connection: Connection, stopwatch: Stopwatch) -> None:
+        """Measure what the database does. It costs more than to be asked does, and is for those who want it."""
+        self.stopwatch = stopwatch
+        # First, for what else is done before a statement may send others, which are ours.
+        event.listen(connection, "before_cursor_execute", _statement_starts, insert=True)
+        event.listen(connection, "after_cursor_execute", _statement_ends)
+        for name in ("commit", "rollback"):
+            event.listen(connection, name, _transaction_ends)
+
+    def starts(self, statement: str) -> None:
+        """Learn that a statement is sent; one that is sent within another, on the way, is a part of that."""
+        if self.stopwatch is not None and not self._busy:
+            self.stopwatch.statements += self.stopwatch.counts and not statement.startswith(_FRAME)
+            self.stopwatch.start()
+
+    def ends(self) -> None:
+        """Learn that a statement was carried out, or has failed."""
+        if self.stopwatch is not None and not self._busy:
+            self.stopwatch.stop()
 
     def before(self, connection: Connection, statement: str) -> None:
         if not self.supervised and not self.written and not self._busy:
@@ -332,6 +361,11 @@ def quietly(connection: Connection) -> Generator[None]:
 def attend(connection: Connection) -> None:
     """Ask the supervisor of a connection that is watched before each statement, from now on."""
     _watches[connection].attend(connection)
+
+
+def measure(connection: Connection, stopwatch: Stopwatch) -> None:
+    """Measure the work of the database for a connection that is watched, from now on."""
+    _watches[connection].measure(connection, stopwatch)
 
 
 def follow(connection: Connection) -> None:
@@ -591,12 +625,33 @@ def _after_statement(connection: Connection, _cursor: Any, statement: str, *_res
         watch.supervisor.rolled_back(connection, statement.removeprefix(_ROLLBACK_TO).strip())
 
 
+def _statement_starts(connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
+    watch = _watches.get(connection)
+    if watch is not None:
+        watch.starts(statement)
+
+
+def _statement_ends(connection: Connection, *_rest: Any) -> None:
+    watch = _watches.get(connection)
+    if watch is not None:
+        watch.ends()
+
+
+def _transaction_ends(connection: Connection) -> None:
+    watch = _watches.get(connection)
+    if watch is not None and watch.stopwatch is not None:
+        # With several engines there is one after the other.
+        watch.stopwatch.stop()
+        watch.stopwatch.start()
+
+
 def _handle_error(context: ExceptionContext) -> Exception | None:
     error = context.sqlalchemy_exception
     connection = context.connection
     watch = None if connection is None else _watches.get(connection)
     if connection is None or watch is None:
         return None
+    watch.ends()
     if (context.statement or _COMMITS[0]).startswith(_COMMITS):
         watch.supervisor.commit_failed(error or context.original_exception, connection)
     if not isinstance(error, DBAPIError):

@@ -38,6 +38,7 @@ from flask_uow._core.recording import Recorder
 from flask_uow._core.retry import Attempts, apart
 from flask_uow._core.runtime import Runtime
 from flask_uow._core.session import WatchedSession, refuse_lost_changes
+from flask_uow._core.slow import tell_if_slow
 from flask_uow._core.tracking import Record, Span
 from flask_uow._core.transaction import Doom, Outcome, State, Transaction, outside_any_block
 from flask_uow.errors import (
@@ -267,6 +268,10 @@ class Ending(Guard):
         wants = runtime.notify.wants
         return bool(runtime.recorders) or wants(BeforeCommit) or wants(AfterCommit) or wants(AfterRollback)
 
+    def wants_time(self) -> bool:
+        """Whether slow transactions are logged."""
+        return self._runtime.slow_transaction is not None
+
     def tracked(self, record: Record) -> None:
         """Let the transactions know where it is written down what they change from now on."""
         self._marks.clear()
@@ -349,6 +354,9 @@ class Ending(Guard):
             self._record_past_us(watched)
             return
         self.check_time(transaction._deadline)
+        if watched.stopwatch is not None:
+            # What is sent from here on is ours.
+            watched.stopwatch.counts = False
         self._ask_the_database(transaction, watched)
         self._check_fitness(transaction)
         self._record_changes(transaction, watched)
@@ -558,11 +566,19 @@ class Ending(Guard):
             self.restricted = False
             self._marks.clear()
         transaction._outcome = outcome
+        if transaction.parent is None and self._watched is not None and self._watched.stopwatch is not None:
+            self._tell_if_slow(transaction, outcome, self._watched)
         if transaction._span is not None and transaction.parent is None:
             transaction._span.end()
         # Its errors have tracebacks, whose frames have it.
         transaction._savepoint = transaction._root = transaction._suspects = None
         transaction._doom = transaction._curable = transaction._attempts = None
+
+    def _tell_if_slow(self, transaction: Transaction, outcome: Outcome, watched: WatchedSession) -> None:
+        stopwatch, watched.stopwatch = watched.stopwatch, None
+        limit = self._runtime.slow_transaction
+        if stopwatch is not None and limit is not None:
+            tell_if_slow(transaction, outcome, stopwatch, limit, self._runtime.journal)
 
     def _abandon(self, savepoints: list[Transaction]) -> None:
         """Roll back savepoints that nobody left."""

@@ -41,6 +41,9 @@ class Runtime:
     timeout: float | None = None
     """In seconds. This and the level are those of transactions whose options do not say."""
 
+    slow_transaction: float | None = None
+    """In seconds. A transaction that takes longer is logged; None is that none is, nor is any measured."""
+
     attempts: int = 1
     """How often what can run again is run at most, where its options do not say."""
 

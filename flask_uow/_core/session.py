@@ -29,6 +29,7 @@ from flask_uow._core.connection import (
     has_written,
     in_front,
     listen_to_errors,
+    measure,
     refuse_autocommit,
     relax,
     take,
@@ -37,6 +38,7 @@ from flask_uow._core.faults import was_answered
 from flask_uow._core.isolation import Detour, is_isolated
 from flask_uow._core.places import Places
 from flask_uow._core.statements import described
+from flask_uow._core.stopwatch import Stopwatch
 from flask_uow._core.tracking import Record, track, untrack
 from flask_uow.errors import ConfigurationError, PartialCommitError, UnexpectedRollbackError
 
@@ -176,6 +178,10 @@ class Overseer(Supervisor, Protocol):
         """Whether anybody wants to know what a transaction that begins now changes."""
         ...
 
+    def wants_time(self) -> bool:
+        """Whether anybody wants to know how long the database works."""
+        ...
+
     def tracked(self, record: Record) -> None:
         """Learn where it is written down what the session changes from now on."""
 
@@ -222,6 +228,7 @@ class WatchedSession:
         "_source",
         "record",
         "session",
+        "stopwatch",
     )
 
     def __init__(self, session: Session, source: SessionSource, overseer: Overseer) -> None:
@@ -246,6 +253,9 @@ class WatchedSession:
         self._aside: NestedTransaction | None = None
         """The savepoint of a COMMIT that a test has let fail, while others use its connection."""
 
+        self.stopwatch: Stopwatch | None = None
+        """Measures the work of the database for the session's transaction, if anybody wants to know."""
+
         self._failed: tuple[BaseException, Connection] | None = None
         """What went wrong in a COMMIT, and where."""
 
@@ -265,6 +275,7 @@ class WatchedSession:
             overseer.began(root)
             for connection in self.connections():
                 adopt(connection, overseer, bound=self._note_bound(root, connection))
+                self._measure(connection)
 
     def _called(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Stand in for a method that settles."""
@@ -278,6 +289,7 @@ class WatchedSession:
         No event tells of the one before the connection has begun, nor of the other after the last flush.
         """
         vars(root).update({"_connection_for_bind": self._provide, "_prepare_impl": self._prepare})
+        self.stopwatch = None
         if self._overseer.wants_changes():
             self.track(root)
         elif self.record is not None:
@@ -424,10 +436,16 @@ class WatchedSession:
             _prepared_for[connection] = self._overseer
         try:
             take(connection, self._overseer, self._demands, bound=bound)
+            self._measure(connection)
         except Exception as error:
             self._overseer.no_connection(error)
             raise
         self._overseer.connected(connection)
+
+    def _measure(self, connection: Connection) -> None:
+        if self._overseer.wants_time():
+            self.stopwatch = self.stopwatch or Stopwatch()
+            measure(connection, self.stopwatch)
 
     def _note_bound(self, root: SessionTransaction, connection: Connection) -> bool:
         """Return whether the session was given *connection* by its maker, and remember it."""

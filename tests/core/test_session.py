@@ -100,6 +100,9 @@ class Watcher:
     def wants_changes(self) -> bool:
         return False
 
+    def wants_time(self) -> bool:
+        return False
+
     def about(self) -> dict[str, Any]:
         return {}
 
