@@ -19,6 +19,7 @@ from flask_uow.errors import (
     TransactionForbiddenError,
     TransactionRequiredError,
     TransactionTimeoutError,
+    UncommittedChangesError,
     UnexpectedRollbackError,
     UnitOfWorkError,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "TransactionForbiddenError",
     "TransactionRequiredError",
     "TransactionTimeoutError",
+    "UncommittedChangesError",
     "UnexpectedRollbackError",
     "UnitOfWork",
     "UnitOfWorkError",

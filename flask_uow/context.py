@@ -19,6 +19,7 @@ from flask import Flask, Request, has_request_context
 from flask.globals import _cv_app
 
 from flask_uow._core.journal import Journal
+from flask_uow._core.leftovers import is_failure
 from flask_uow._core.retry import Attempts
 from flask_uow._core.scope import Scope
 from flask_uow.errors import NoScopeError
@@ -296,6 +297,11 @@ Closer = Callable[[Slot | None, BaseException | None], None]
 """Ends what a slot holds; None is a context that nobody used. The context is still current."""
 
 
+def _error_in(arguments: tuple[Any, ...]) -> BaseException | None:
+    """Return the error among the arguments of a method that runs teardown functions."""
+    return arguments[-1] if arguments and isinstance(arguments[-1], BaseException) else None
+
+
 class _Closers:
     """Who is called when a context of one application ends."""
 
@@ -308,17 +314,18 @@ class _Closers:
         self._closers.insert(len(self._closers) if always else 0, closer)
         self.always = self.always or always
 
-    def prepare(self) -> None:
+    def prepare(self, arguments: tuple[Any, ...]) -> None:
         """Let the scopes know, for a teardown function of somebody else's may close their sessions."""
         place, key = _place(_cv_app.get())
         slot: Slot | None = place.get(key)
         for scope in slot.scopes.values() if slot is not None else ():
             scope.ending = True
+            scope.expects_rollback = scope.expects_rollback or is_failure(_error_in(arguments))
 
     def leave(self, arguments: tuple[Any, ...]) -> None:
         place, key = _place(_cv_app.get())
         slot = place.get(key)
-        error = arguments[-1] if arguments and isinstance(arguments[-1], BaseException) else None
+        error = _error_in(arguments)
         for close in self._closers:
             try:
                 close(slot, error)
@@ -349,7 +356,7 @@ def on_leaving(app: Flask, closer: Closer, *, always: bool) -> None:
 
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
         if _ends(_cv_app.get()):
-            closers.prepare()
+            closers.prepare((*args, *kwargs.values()))
         try:
             original_appcontext(*args, **kwargs)
         finally:
@@ -358,7 +365,7 @@ def on_leaving(app: Flask, closer: Closer, *, always: bool) -> None:
 
     def do_teardown_request(*args: Any, **kwargs: Any) -> None:
         if IN_USE in vars(REQUEST_CONTEXT.get()):
-            closers.prepare()
+            closers.prepare((*args, *kwargs.values()))
         try:
             original_request(*args, **kwargs)
         finally:

@@ -33,12 +33,13 @@ from flask_uow.context import (
     Attributes,
     Slot,
     bound_late,
+    current_endpoint,
     current_request,
     current_slot,
     enter_request,
     on_leaving,
 )
-from flask_uow.errors import CommitOutcomeUnknownError, HookError, PartialCommitError
+from flask_uow.errors import CommitOutcomeUnknownError, HookError, PartialCommitError, UncommittedChangesError
 from flask_uow.plans import Policy, RequestPlan, plan_request, plan_to_repeat, somebody_repeats
 from flask_uow.reruns import Snapshot
 from flask_uow.settings import KNOWN_METHODS, Settings
@@ -83,6 +84,7 @@ class Managed:
             isolation_level=settings.isolation_level,
             timeout=settings.timeout,
             slow_transaction=settings.slow_transaction,
+            uncommitted=settings.uncommitted,
             attempts=settings.attempts,
             resolve_commit=settings.resolve_commit,
             recorders=recorders,
@@ -240,10 +242,13 @@ class Dispatch:
             if IN_USE in attributes:
                 try:
                     self._settle_rest(attributes, response)
+                    self._look_for_leftovers(response)
                 except BaseException:
                     response.close()
                     raise
         except BaseException as error:
+            if IN_USE in attributes:
+                _expect_rollback(current_slot())
             self._roll_back(attributes, error)
             raise
         finally:
@@ -410,6 +415,32 @@ class Dispatch:
     def _settle_error(self, attributes: Attributes, error: BaseException) -> None:
         attributes[PHASE] = AFTER_VIEW
         self._settle(attributes, lambda managed, slot: managed.on_error(slot, error), error)
+        if IN_USE in attributes and not (isinstance(error, HTTPException) and _is_success(error.get_response())):
+            # What its handler does in a session that is clean is another matter.
+            for scope in current_slot().scopes.values():
+                scope.write_off()
+
+    def _look_for_leftovers(self, response: Response) -> None:
+        """Look for what nobody has settled, at the end of a request. Most of it is told at teardown.
+
+        Raises:
+            UncommittedChangesError: There is something, and it is to raise. It is rolled back.
+        """
+        slot = current_slot()
+        if not _is_success(response):
+            _expect_rollback(slot)
+            return
+
+        objects: list[str] = []
+        more = 0
+        for managed, scope in self._scopes_in(slot):
+            left = scope.leftovers() if managed.settings.uncommitted == "raise" else None
+            if left is not None:
+                scope.undo()
+                objects += left.objects
+                more += left.more
+        if objects:
+            raise UncommittedChangesError(current_endpoint(), objects, more)
 
     def _settle_rest(self, attributes: Attributes, response: Response) -> None:
         """Settle what was done outside the view, which only the app-wide policy covers."""
@@ -533,6 +564,15 @@ def _request_attributes() -> Attributes:
     """Return what carries the phase of the current request; nobody's, where one failed before its context was there."""
     context = REQUEST_CONTEXT.get(None)
     return {} if context is None else vars(context)
+
+
+def _is_success(response: Any) -> bool:
+    return on_status(response.status_code) is Decision.COMMIT
+
+
+def _expect_rollback(slot: Slot) -> None:
+    for scope in slot.scopes.values():
+        scope.expects_rollback = True
 
 
 def _close(slot: Slot | None, error: BaseException | None) -> None:

@@ -15,6 +15,7 @@
     ├── TransactionTimeoutError
     ├── CommitOutcomeUnknownError
     ├── PartialCommitError
+    ├── UncommittedChangesError
     └── HookError (also ExceptionGroup)
 
 Each one carries its data as attributes, survives pickling, and says what happened, why, and what to do.
@@ -38,6 +39,7 @@ __all__ = [
     "TransactionForbiddenError",
     "TransactionRequiredError",
     "TransactionTimeoutError",
+    "UncommittedChangesError",
     "UnexpectedRollbackError",
     "UnitOfWorkError",
 ]
@@ -330,6 +332,44 @@ class PartialCommitError(UnitOfWorkError):
             "where the databases can do that; of several UnitOfWork objects, initialise first the one that is most "
             "likely to fail."
         )
+
+
+class UncommittedChangesError(UnitOfWorkError):
+    """A session came to its end with changes that nobody had settled. They are rolled back.
+
+    Args:
+        endpoint: The endpoint of the request, or None outside requests.
+        objects: What is lost, in words.
+        more: How much else is, which is not named.
+        block: The block whose session it was, where that is not the request's.
+    """
+
+    def __init__(self, endpoint: str | None, objects: Sequence[str], more: int = 0, block: str | None = None) -> None:
+        super().__init__(endpoint, objects, more, block)
+        self.endpoint = endpoint
+        self.objects = tuple(objects)
+        self.more = more
+        self.block = block
+
+    def __str__(self) -> str:
+        if self.block is not None:
+            where = f"The session of {self.block}"
+        elif self.endpoint is not None:
+            where = f"The request to {self.endpoint!r}"
+        else:
+            where = "A context outside any request"
+        named = self.objects[:_MOST_NAMED]
+        more = self.more + len(self.objects) - len(named)
+        lost = ", ".join(named) + (f" and {more} more" if more else "")
+        return (
+            f"{where} ended with changes that nobody has committed, and they are rolled back: {lost}. To keep them, "
+            "let a policy commit (UOW_AUTO_COMMIT or @transactional), or call session.commit(). If they are not meant "
+            "to be kept, call session.rollback(). The setting UOW_UNCOMMITTED says whether this is told."
+        )
+
+
+_MOST_NAMED: Final = 5
+"""Changes, in a message."""
 
 
 class HookError(ExceptionGroup[Exception], UnitOfWorkError):

@@ -108,6 +108,7 @@ class UnitOfWork:
             isolation_level=self._settings.isolation_level,
             timeout=self._settings.timeout,
             slow_transaction=self._settings.slow_transaction,
+            uncommitted=self._settings.uncommitted,
             attempts=self._settings.attempts,
             resolve_commit=self._settings.resolve_commit,
             recorders=self._recorders,

@@ -22,7 +22,7 @@ from flask_uow._core.options import (
     level_name,
     unknown_name,
 )
-from flask_uow._core.runtime import HookErrors
+from flask_uow._core.runtime import HookErrors, Uncommitted
 from flask_uow.errors import ConfigurationError
 
 __all__ = ["Settings", "check_name"]
@@ -47,6 +47,7 @@ class Settings:
     hook_errors: HookErrors | None = None
     """None is "raise" in an app that is testing, and "log" elsewhere."""
 
+    uncommitted: Uncommitted = "warn"
     strict: bool = True
     isolation_level: str | None = None
     timeout: float | None = None
@@ -91,6 +92,10 @@ _RULES: Final[Mapping[str, Rule]] = {
         'must be "error", "flush" or "allow"',
     ),
     "hook_errors": Rule(lambda value: value is None or value in ("log", "raise"), 'must be "log", "raise" or None'),
+    "uncommitted": Rule(
+        lambda value: isinstance(value, str) and value in ("warn", "raise", "ignore"),
+        'must be "warn", "raise" or "ignore"',
+    ),
     "strict": Rule(lambda value: isinstance(value, bool), "must be True or False"),
     "isolation_level": Rule(is_isolation_level, ISOLATION_LEVEL),
     "timeout": Rule(is_timeout, TIMEOUT),
@@ -100,19 +105,11 @@ _RULES: Final[Mapping[str, Rule]] = {
     "resolve_commit": Rule(lambda value: isinstance(value, bool), "must be True or False"),
 }
 
-_TO_COME: Final = ("uncommitted",)
-
-_KNOWN: Final = (*_RULES, *_TO_COME)
-
 assert set(_RULES) == {field.name for field in fields(Settings)}
 
 
 def _check(label: str, name: str, value: Any) -> Any:
     """Return the value of a setting as it is stored; *label* is how the user wrote its name."""
-    if name in _TO_COME:
-        raise ConfigurationError(
-            label, "is not available in this version of flask_uow, and would have no effect. Leave it out."
-        )
     if not _RULES[name].holds(value):
         raise ConfigurationError(label, f"is {value!r}; it {_RULES[name].allowed}.")
     if name == "isolation_level" and value is not None:
@@ -129,7 +126,7 @@ def from_arguments(given: Mapping[str, Any]) -> Settings:
         ConfigurationError: One is unknown, or its value is wrong.
     """
     for name in given:
-        if name not in _KNOWN:
+        if name not in _RULES:
             raise ConfigurationError(name, f"is not a setting of UnitOfWork. {unknown_name(name, _RULES)}")
 
     return Settings(**{name: _check(name, name, value) for name, value in given.items()})
@@ -147,7 +144,7 @@ def from_config(config: Mapping[str, Any], name: str, defaults: Settings) -> Set
         ConfigurationError: A value is wrong, or a key begins with ``UOW_`` and is none that anybody reads.
     """
     prefix = "UOW_" if name == DEFAULT_NAME else f"UOW_{name.upper()}_"
-    keys = {f"{prefix}{known.upper()}": known for known in _KNOWN}
+    keys = {f"{prefix}{known.upper()}": known for known in _RULES}
 
     for key in config:
         if key.startswith("UOW_") and key not in keys and not _is_anothers(key):
@@ -162,7 +159,7 @@ def from_config(config: Mapping[str, Any], name: str, defaults: Settings) -> Set
 
 def _is_anothers(key: str) -> bool:
     """Whether *key* is well formed for a UnitOfWork of some other name, which may be initialised later."""
-    return any(key == f"UOW_{known.upper()}" or key.endswith(f"_{known.upper()}") for known in _KNOWN)
+    return any(key == f"UOW_{known.upper()}" or key.endswith(f"_{known.upper()}") for known in _RULES)
 
 
 def check_name(name: object) -> str:

@@ -20,6 +20,7 @@ from flask_uow.errors import (
     TransactionForbiddenError,
     TransactionRequiredError,
     TransactionTimeoutError,
+    UncommittedChangesError,
     UnexpectedRollbackError,
     UnitOfWorkError,
 )
@@ -101,6 +102,21 @@ EXAMPLES: list[tuple[UnitOfWorkError, dict[str, object], str]] = [
         r"^'reports' failed to commit after 'default', 'audit' had committed; that work is stored",
     ),
     (
+        UncommittedChangesError("books.add", ["a new Book", "Book 7"], 3),
+        {"endpoint": "books.add", "objects": ("a new Book", "Book 7"), "more": 3, "block": None},
+        r"^The request to 'books\.add' ended with .*: a new Book, Book 7 and 3 more\. .*AUTO_COMMIT.*commit.*rollback",
+    ),
+    (
+        UncommittedChangesError(None, list("abcdefg")),
+        {"endpoint": None, "more": 0},
+        r"^A context outside any request ended with .*: a, b, c, d, e and 2 more\.",
+    ),
+    (
+        UncommittedChangesError(None, ["Book 7"], block="import()"),
+        {"block": "import()"},
+        r"^The session of import\(\) ended with .*: Book 7\.",
+    ),
+    (
         HookError("Hooks failed", [ValueError("mail"), LookupError("fax")], committed=False),
         {"message": "Hooks failed", "committed": False},
         "^Hooks failed",
@@ -116,6 +132,7 @@ PARENTS: dict[type[UnitOfWorkError], set[type[Exception]]] = {
     ReadOnlyTransactionError: {UnitOfWorkError},
     TransactionDoomedError: {UnitOfWorkError},
     TransactionTimeoutError: {UnitOfWorkError},
+    UncommittedChangesError: {UnitOfWorkError},
     ManualTransactionControlError: {UnitOfWorkError},
     UnexpectedRollbackError: {UnitOfWorkError},
     PartialCommitError: {UnitOfWorkError},

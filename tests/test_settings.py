@@ -11,10 +11,6 @@ from sqlalchemy.orm import Session
 from flask_uow import ConfigurationError, UnitOfWork
 from flask_uow.settings import KNOWN_METHODS, Settings, check_name, from_arguments, from_config
 
-TO_COME = [
-    ("uncommitted", "warn"),
-]
-
 RIGHT: list[tuple[str, object, object]] = [
     ("auto_commit", True, True),
     ("auto_commit", False, False),
@@ -33,6 +29,9 @@ RIGHT: list[tuple[str, object, object]] = [
     ("hook_errors", None, None),
     ("hook_errors", "log", "log"),
     ("hook_errors", "raise", "raise"),
+    ("uncommitted", "warn", "warn"),
+    ("uncommitted", "raise", "raise"),
+    ("uncommitted", "ignore", "ignore"),
     ("strict", True, True),
     ("strict", False, False),
     ("isolation_level", None, None),
@@ -67,6 +66,9 @@ WRONG: list[tuple[str, object, str]] = [
     ("manual_commit", ["flush"], 'it must be "error", "flush" or "allow"'),
     ("hook_errors", "ignore", 'it must be "log", "raise" or None'),
     ("hook_errors", True, 'it must be "log", "raise" or None'),
+    ("uncommitted", None, 'it must be "warn", "raise" or "ignore"'),
+    ("uncommitted", "log", 'it must be "warn", "raise" or "ignore"'),
+    ("uncommitted", ["warn"], 'it must be "warn", "raise" or "ignore"'),
     ("strict", None, "it must be True or False"),
     ("isolation_level", "AUTOCOMMIT", "it must be one of READ UNCOMMITTED, "),
     ("timeout", 0, "it must be a number of seconds above 0, or None"),
@@ -148,22 +150,6 @@ def test_wrong_configuration(app: Flask, name: str, value: object, message: str)
     assert caught.value.name == key
     assert "uow" not in app.extensions
     assert "full_dispatch_request" not in vars(app)
-
-
-@pytest.mark.parametrize(("name", "value"), TO_COME)
-def test_arguments_to_come(name: str, value: object) -> None:
-    """A setting that this version does not carry out is refused and not ignored."""
-    with pytest.raises(ConfigurationError, match=rf"^{name} is not available in this version of flask_uow"):
-        unit(**{name: value})
-
-
-@pytest.mark.parametrize(("name", "value"), TO_COME)
-def test_configuration_to_come(app: Flask, name: str, value: object) -> None:
-    """A key that this version does not carry out is refused and not ignored."""
-    app.config[f"UOW_{name.upper()}"] = value
-
-    with pytest.raises(ConfigurationError, match=rf"^UOW_{name.upper()} is not available in this version"):
-        unit().init_app(app)
 
 
 @pytest.mark.parametrize(

@@ -108,9 +108,9 @@ class Block:
         self._outer = outer
         if outer is not None and step in _SUSPENDING:
             outer.refuse_shared_connection(self._label)
-            self._scope = Scope(runtime)
+            self._scope = Scope(runtime, label=self._label)
         else:
-            self._scope = outer or Scope(runtime)
+            self._scope = outer or Scope(runtime, label=self._label)
         if self._scope is not outer:
             enter_scope(self._scope, runtime, outer, self._label)
         try:

@@ -31,6 +31,7 @@ __all__ = [
     "begin_at_once",
     "begun",
     "bound_to_a_connection",
+    "change_on",
     "committing",
     "execution_options",
     "follow",
@@ -135,7 +136,9 @@ _ROLLBACK_TO: Final = "ROLLBACK TO SAVEPOINT "
 _COMMITS: Final = ("COMMIT", "XA COMMIT")
 """How statements begin that keep what was done. The drivers' own have no text."""
 
-_FRAME: Final = ("BEGIN", "SAVEPOINT ", "RELEASE SAVEPOINT ", _ROLLBACK_TO)
+_SAVEPOINT: Final = "SAVEPOINT "
+
+_FRAME: Final = ("BEGIN", _SAVEPOINT, "RELEASE SAVEPOINT ", _ROLLBACK_TO)
 """How statements begin that nobody has asked for, and that have no effect by themselves."""
 
 _ALWAYS_SENT: Final = ("ROLLBACK", "XA END", "XA ROLLBACK")
@@ -152,9 +155,12 @@ class _Watch:
         "_attended",
         "_busy",
         "_followed",
+        "_has_just_changed",
         "_limit",
         "_manage_limit",
         "_observed",
+        "_savepoints",
+        "change",
         "outer",
         "refuses_writing",
         "stopwatch",
@@ -169,6 +175,13 @@ class _Watch:
         """Whether it began in a transaction. What is written outside one is remembered, for it must not be lost."""
 
         self.written = False
+        self.change: str | None = None
+        """The first statement that has changed something for certain, of a connection that began outside any."""
+
+        self._has_just_changed = False
+        self._savepoints: list[str] = []
+        """Those that were begun before it."""
+
         self.refuses_writing = False
         """Whether it is read-only, and its database does not see to it."""
 
@@ -225,8 +238,9 @@ class _Watch:
             self.stopwatch.stop()
 
     def before(self, connection: Connection, statement: str) -> None:
-        if not self.supervised and not self.written and not self._busy:
-            self.written = not only_reads(statement)
+        if not self.supervised and not self._busy:
+            self.written = self.written or not only_reads(statement)
+            self._look_for_change(connection, statement)
         if self.refuses_writing and _WRITES.match(statement):
             raise self.supervisor.read_only_error(statement)
         if self.supervisor.restricted and not self._busy:
@@ -245,6 +259,24 @@ class _Watch:
         """Let what is sent from here on be ours, or no longer, and return whether it was."""
         before, self._busy = self._busy, busy
         return before
+
+    def _look_for_change(self, connection: Connection, statement: str) -> None:
+        self._has_just_changed = False
+        if statement.startswith(_ROLLBACK_TO):
+            if statement.removeprefix(_ROLLBACK_TO).strip() in self._savepoints:
+                self.change = None
+        elif self.change is not None:
+            return
+        elif statement.startswith(_SAVEPOINT):
+            self._savepoints.append(statement.removeprefix(_SAVEPOINT).strip())
+        elif _changes(statement, connection.dialect.name):
+            self.change = statement
+            self._has_just_changed = True
+
+    def failed(self) -> None:
+        """Learn that the last statement has failed."""
+        if self._has_just_changed:
+            self.change = None
 
     def give(self, connection: Connection, seconds: float | None) -> None:
         """Give the next statement *seconds*, on the server's side too, where that can be."""
@@ -375,7 +407,14 @@ def follow(connection: Connection) -> None:
 
 def begun(connection: Connection) -> None:
     """Forget what listeners to the beginning have sent: they send it again when the session begins anew."""
-    _watches[connection].written = False
+    watch = _watches[connection]
+    watch.written, watch.change = False, None
+
+
+def change_on(connection: Connection) -> str | None:
+    """Return the first statement that has changed something; of a connection that began outside any transaction."""
+    watch = _watches.get(connection)
+    return None if watch is None else watch.change
 
 
 def relax(connection: Connection, seconds: float | None) -> None:
@@ -504,6 +543,27 @@ _LOCKS_OR_WRITES: Final = re.compile(
 _WRITES: Final = re.compile(
     rf"{_SKIPPED}*(INSERT|UPDATE|DELETE|MERGE|REPLACE|CREATE|ALTER|DROP|TRUNCATE)\b", re.IGNORECASE | re.DOTALL
 )
+
+_CHANGES: Final = re.compile(rf"{_SKIPPED}*(INSERT|UPDATE|DELETE|MERGE|REPLACE|TRUNCATE)\b", re.IGNORECASE | re.DOTALL)
+
+_CHANGES_AFTER_ALL: Final = re.compile(
+    rf"{_SKIPPED}*WITH\b.*\b(INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|MERGE\s+INTO)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+_DEFINES: Final = re.compile(rf"{_SKIPPED}*(CREATE|ALTER|DROP)\b(?!\s+(\w+\s+){{0,3}}TEMP)", re.IGNORECASE | re.DOTALL)
+
+_ROLLS_BACK_DEFINITIONS: Final = ("sqlite", "postgresql", "mssql")
+"""Dialects of databases that do not commit before they create or drop something."""
+
+
+def _changes(statement: str, dialect: str) -> bool:
+    """Whether a statement changes something for certain that a rollback undoes; in doubt it does not."""
+    return bool(
+        _CHANGES.match(statement)
+        or _CHANGES_AFTER_ALL.match(statement)
+        or (dialect in _ROLLS_BACK_DEFINITIONS and _DEFINES.match(statement))
+    )
 
 
 # Beginning
@@ -652,6 +712,7 @@ def _handle_error(context: ExceptionContext) -> Exception | None:
     if connection is None or watch is None:
         return None
     watch.ends()
+    watch.failed()
     if (context.statement or _COMMITS[0]).startswith(_COMMITS):
         watch.supervisor.commit_failed(error or context.original_exception, connection)
     if not isinstance(error, DBAPIError):

@@ -272,6 +272,10 @@ class Ending(Guard):
         """Whether slow transactions are logged."""
         return self._runtime.slow_transaction is not None
 
+    def wants_leftovers(self) -> bool:
+        """Whether changes are told of that nobody has settled."""
+        return self._runtime.uncommitted != "ignore"
+
     def tracked(self, record: Record) -> None:
         """Let the transactions know where it is written down what they change from now on."""
         self._marks.clear()

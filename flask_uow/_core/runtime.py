@@ -15,9 +15,10 @@ from flask_uow._core.recording import Recorder
 from flask_uow._core.retry import Retry
 from flask_uow._core.session import SessionSource
 
-__all__ = ["HookErrors", "Plan", "Runtime"]
+__all__ = ["HookErrors", "Plan", "Runtime", "Uncommitted"]
 
 HookErrors = Literal["log", "raise"]
+Uncommitted = Literal["warn", "raise", "ignore"]
 
 
 def _sleep(seconds: float) -> None:
@@ -43,6 +44,9 @@ class Runtime:
 
     slow_transaction: float | None = None
     """In seconds. A transaction that takes longer is logged; None is that none is, nor is any measured."""
+
+    uncommitted: Uncommitted = "warn"
+    """What becomes of changes that nobody has settled. Where nobody can raise, "raise" is an error in the log."""
 
     attempts: int = 1
     """How often what can run again is run at most, where its options do not say."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
+from weakref import ref
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -13,13 +15,14 @@ from sqlalchemy.orm import Session, SessionTransaction
 from flask_uow._core.connection import Demands, Savepoints
 from flask_uow._core.events import Removed
 from flask_uow._core.guard import brief
+from flask_uow._core.leftovers import Leftovers, is_failure, tell_of_leftovers
 from flask_uow._core.options import ManualCommit, Options, Verify
 from flask_uow._core.policy import Decision
 from flask_uow._core.retry import Attempts, note_commit
 from flask_uow._core.runtime import Plan, Runtime
 from flask_uow._core.session import Mark, WatchedSession, shared
 from flask_uow._core.stack import Stack
-from flask_uow._core.transaction import Joined, Transaction, deadline_of, outside_any_block
+from flask_uow._core.transaction import Joined, State, Transaction, deadline_of, outside_any_block
 from flask_uow.errors import (
     ConfigurationError,
     IncompatibleTransactionError,
@@ -37,10 +40,24 @@ _places: ContextVar[Mapping[Scope, Scope]] = ContextVar("flask_uow.places", defa
 class Scope(Stack):
     """One context's session and its transactions. It oversees the session: see `Overseer`."""
 
-    __slots__ = ("__weakref__", "_block", "_closed_by_hand", "_guests", "_parked", "closed", "ending")
+    __slots__ = (
+        "__weakref__",
+        "_block",
+        "_closed_by_hand",
+        "_guests",
+        "_label",
+        "_parked",
+        "_written_off",
+        "closed",
+        "ending",
+        "expects_rollback",
+    )
 
-    def __init__(self, runtime: Runtime, plan: Plan | None = None) -> None:
+    def __init__(self, runtime: Runtime, plan: Plan | None = None, label: str | None = None) -> None:
         super().__init__(runtime, plan)
+        self._label = label
+        """What to call the block that it is of, where it is of one alone."""
+
         self._closed_by_hand = False
         self._guests: list[Scope] = []
         """Those that have its place for a while; more than one, where several tasks run in it."""
@@ -53,6 +70,12 @@ class Scope(Stack):
 
         self.ending = False
         """Whether its context ends, so that others may close the session before we do."""
+
+        self.expects_rollback = False
+        """Whether nobody expects what is in it to be kept, for what it was for has failed."""
+
+        self._written_off: ref[SessionTransaction] | None = None
+        """The session's transaction with what a failure has left, which nobody expects to be kept."""
 
         self.closed = False
         """Whether it has come to its end, and no session may be opened in it."""
@@ -157,8 +180,9 @@ class Scope(Stack):
             note_commit()
 
     def _verify(self, verify: Verify, label: str) -> object:
-        inner = Scope(self._runtime)
-        self.give_way(inner, f"the function verify of {label}")
+        block = f"the function verify of {label}"
+        inner = Scope(self._runtime, label=block)
+        self.give_way(inner, block)
         try:
             return verify(inner.session)
         finally:
@@ -295,6 +319,8 @@ class Scope(Stack):
         self._plan = None
         try:
             self._abandon_guests()
+            if not is_failure(error):
+                self._tell_of_leftovers()
             if not self._stack and self._watched is not None and self._watched.record:
                 # What nobody has committed is rolled back, and those who listen are told.
                 self._by_hand()
@@ -304,6 +330,35 @@ class Scope(Stack):
             self.closed = True
             if self._watched is not None:
                 self._remove(self._watched)
+
+    # What nobody has settled
+
+    def leftovers(self) -> Leftovers | None:
+        """Return what is in the session that nobody has settled, if somebody may have meant to keep it."""
+        if self._watched is None or self.expects_rollback or not self.wants_leftovers():
+            return None
+        if self._stack and (self._stack[0]._rollback_only or self._stack[0].state is State.DOOMED):
+            return None
+        if self._written_off is not None and self._written_off() is self._watched.session.get_transaction():
+            return None
+        return self._watched.leftovers()
+
+    def write_off(self) -> None:
+        """Expect what is in the session now not to be kept: what it was for has failed."""
+        if self._watched is not None and self.leftovers() is not None:
+            root = self._watched.session.get_transaction()
+            self._written_off = None if root is None else ref(root)
+
+    def undo(self) -> None:
+        """Roll back what nobody has settled."""
+        if self._by_hand() is not None:
+            self._roll_back_all(None)
+
+    def _tell_of_leftovers(self) -> None:
+        left = self.leftovers()
+        if left is not None:
+            level = logging.ERROR if self._runtime.uncommitted == "raise" else logging.WARNING
+            tell_of_leftovers(left, self._label, self._runtime.journal, level)
 
     def _remove(self, watched: WatchedSession) -> None:
         self._watched = None
@@ -449,8 +504,10 @@ class Scope(Stack):
     def _end_by_hand(self, method: str) -> WatchedSession:
         if self._in_block() and not self.ending:
             raise self._refused(method)
-        if self._by_hand() is not None:
-            self._roll_back_all(None)
+        if self.ending:
+            # A teardown function of somebody else's does it, and it is no decision about the work.
+            self._tell_of_leftovers()
+        self.undo()
         assert self._watched is not None
         return self._watched
 

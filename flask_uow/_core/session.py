@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import chain, islice
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary, ref
 
@@ -22,6 +23,7 @@ from flask_uow._core.connection import (
     attend,
     begin_at_once,
     begun,
+    change_on,
     execution_options,
     follow,
     give_back,
@@ -36,6 +38,7 @@ from flask_uow._core.connection import (
 )
 from flask_uow._core.faults import was_answered
 from flask_uow._core.isolation import Detour, is_isolated
+from flask_uow._core.leftovers import Leftovers, find_leftovers
 from flask_uow._core.places import Places
 from flask_uow._core.statements import described
 from flask_uow._core.stopwatch import Stopwatch
@@ -48,6 +51,9 @@ logger = logging.getLogger("flask_uow.session")
 
 OVERSEEN: Final = "flask_uow.overseer"
 """The key in ``session.info`` of a session that is watched."""
+
+_MOST_KEPT: Final = 100
+"""How many objects are kept to be named."""
 
 _SPOILT: Final = "_flask_uow_spoilt"
 
@@ -182,6 +188,10 @@ class Overseer(Supervisor, Protocol):
         """Whether anybody wants to know how long the database works."""
         ...
 
+    def wants_leftovers(self) -> bool:
+        """Whether anybody wants to know what is left in the session at its end."""
+        ...
+
     def tracked(self, record: Record) -> None:
         """Learn where it is written down what the session changes from now on."""
 
@@ -222,6 +232,7 @@ class WatchedSession:
         "_demands",
         "_failed",
         "_is_sending",
+        "_kept",
         "_overseer",
         "_passing",
         "_sent",
@@ -252,6 +263,9 @@ class WatchedSession:
 
         self._aside: NestedTransaction | None = None
         """The savepoint of a COMMIT that a test has let fail, while others use its connection."""
+
+        self._kept: list[object] = []
+        """What was flushed outside any transaction. SQLAlchemy forgets what nobody else keeps."""
 
         self.stopwatch: Stopwatch | None = None
         """Measures the work of the database for the session's transaction, if anybody wants to know."""
@@ -290,6 +304,7 @@ class WatchedSession:
         """
         vars(root).update({"_connection_for_bind": self._provide, "_prepare_impl": self._prepare})
         self.stopwatch = None
+        self._kept.clear()
         if self._overseer.wants_changes():
             self.track(root)
         elif self.record is not None:
@@ -457,6 +472,23 @@ class WatchedSession:
     def flushes(self) -> None:
         """Let the overseer know that changes are about to be written."""
         self._overseer.flush_called()
+
+    def flushed(self) -> None:
+        """Keep what was flushed, so that it can be named, where nobody may settle it."""
+        room = _MOST_KEPT - len(self._kept)
+        if self._demands is None and room > 0 and self._overseer.wants_leftovers():
+            session = self.session
+            self._kept.extend(islice(chain(session.new, session.dirty, session.deleted), room))
+
+    def leftovers(self) -> Leftovers | None:
+        """Return what is in the session that nobody has settled, if there is anything."""
+        root = self.session.get_transaction()
+        if root is None:
+            return None
+        changes = (change_on(connection) for connection in self.connections())
+        left = find_leftovers(self.session, next((change for change in changes if change is not None), None))
+        # What the database has given up is no commit away.
+        return None if left is None or self.has_given_up() else left
 
     def committed(self) -> None:
         """Let the overseer know that COMMIT has returned, on every engine."""
@@ -867,6 +899,7 @@ def _listen() -> None:
     event.listen(Session, "after_transaction_create", _after_transaction_create, insert=True)
     event.listen(Session, "after_begin", _after_begin, insert=True)
     event.listen(Session, "after_commit", _after_commit, insert=True)
+    event.listen(Session, "after_flush", _after_flush, insert=True)
     listen_to_errors()
 
 
@@ -895,6 +928,12 @@ def _after_commit(session: Session) -> None:
     watched = _watched(session)
     if watched is not None and not session.in_nested_transaction():
         watched.committed()
+
+
+def _after_flush(session: Session, *_rest: Any) -> None:
+    watched = _watched(session)
+    if watched is not None:
+        watched.flushed()
 
 
 def _before_flush(session: Session, *_rest: Any) -> None:

@@ -34,7 +34,7 @@ class Stream(Iterator[Y], Generic[Y]):
         self._home = home
         self._options = options
         self._label = label
-        self._scope = Scope(home()[0])
+        self._scope = Scope(home()[0], label=label)
         self._transaction: Transaction | None = None
 
     def __iter__(self) -> Self:

@@ -103,6 +103,9 @@ class Watcher:
     def wants_time(self) -> bool:
         return False
 
+    def wants_leftovers(self) -> bool:
+        return True
+
     def about(self) -> dict[str, Any]:
         return {}
 
