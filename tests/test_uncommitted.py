@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -51,8 +50,6 @@ def serve(app: Flask, uow: UnitOfWork, work: Work, answer: Any = "done", rule: s
 
     def view() -> Any:
         work(uow.session)
-        # What nobody keeps is gone now.
-        gc.collect()
         return answer
 
     app.add_url_rule(rule, "books.act" if rule == "/" else rule, view, methods=["POST"])
