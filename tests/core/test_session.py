@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text
+from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, StatementError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 from sqlalchemy.pool import NullPool
@@ -470,3 +470,27 @@ def test_private_parts_of_sqlalchemy(engine: Engine) -> None:
         assert callable(session._connection_for_bind)
     assert session._close_state.name == "CLOSED"
     assert create_engine("sqlite://", isolation_level="AUTOCOMMIT").dialect._on_connect_isolation_level == "AUTOCOMMIT"
+
+
+def test_private_parts_that_keep_what_is_changed(engine: Engine) -> None:
+    """What SQLAlchemy keeps of new, changed and deleted objects is where it was."""
+    emma, sanditon = Book(title="Emma"), Book(title="Sanditon")
+    with Session(engine) as session:
+        session.add_all([emma, sanditon])
+        assert [inspect(book).insert_order for book in (emma, sanditon)] == [1, 2]
+        assert list(session._new) == [inspect(emma), inspect(sanditon)]
+        session.flush()
+        root = session.get_transaction()
+        assert root is not None
+        assert set(root._new) == {inspect(emma), inspect(sanditon)}
+        session.begin_nested()
+        emma.title = "changed"
+        assert session.identity_map._modified == {inspect(emma)}
+        session.delete(sanditon)
+        assert list(session._deleted) == [inspect(sanditon)]
+        session.flush()
+        nested = session.get_nested_transaction()
+        assert nested is not None
+        assert nested.parent is root
+        assert list(nested._dirty) == [inspect(emma)]
+        assert list(nested._deleted) == [inspect(sanditon)]
