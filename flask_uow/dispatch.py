@@ -40,7 +40,15 @@ from flask_uow.context import (
     on_leaving,
 )
 from flask_uow.errors import CommitOutcomeUnknownError, HookError, PartialCommitError, UncommittedChangesError
-from flask_uow.plans import Policy, RequestPlan, plan_request, plan_to_repeat, somebody_repeats
+from flask_uow.plans import (
+    Asked,
+    Policy,
+    RequestPlan,
+    asked_by,
+    plan_request,
+    plan_to_repeat,
+    somebody_repeats,
+)
 from flask_uow.reruns import Snapshot
 from flask_uow.settings import KNOWN_METHODS, Settings
 from flask_uow.signals import Publisher
@@ -125,11 +133,15 @@ class Managed:
         key = request.endpoint, request.method
         plan = self._plans.get(key)
         if plan is None:
-            plan = plan_request(self._app, request, self._owner, self.name, self.settings)
+            plan = self.plan(asked_by(request))
             # A client can invent methods without end, and endpoints not.
             if request.method in KNOWN_METHODS and request.endpoint is not None:
                 self._plans[key] = plan
         return plan
+
+    def plan(self, asked: Asked) -> RequestPlan:
+        """Return what is done with a request that asks for *asked*."""
+        return plan_request(self._app, asked, self._owner, self.name, self.settings)
 
     def plan_in(self, slot: Slot) -> Plan | None:
         """Return the transaction that is there without a block, as far as the request has come."""

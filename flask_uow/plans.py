@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from flask import Blueprint, Flask, Request
+from flask import Flask, Request
 
 from flask_uow._core.options import CommitIf, Options
 from flask_uow._core.propagation import can_begin
@@ -15,7 +15,21 @@ from flask_uow._core.retry import retry_of
 from flask_uow._core.runtime import Plan
 from flask_uow.settings import DEFAULT_NAME, Settings
 
-__all__ = ["Policy", "RequestPlan", "add_policy", "exempt", "plan_request", "plan_to_repeat", "somebody_repeats"]
+__all__ = [
+    "Asked",
+    "Origin",
+    "Policy",
+    "RequestPlan",
+    "add_policy",
+    "asked_by",
+    "asked_of",
+    "exempt",
+    "handlers",
+    "plan_request",
+    "plan_to_repeat",
+    "policies_of",
+    "somebody_repeats",
+]
 
 _POLICIES: Final = "__uow_policies__"
 _EXEMPT: Final = "__uow_exempt__"
@@ -36,6 +50,15 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a policy was found."""
+
+    place: Literal["view", "blueprint", "app"]
+    blueprint: str | None = None
+    """The name of the blueprint, if it was one."""
+
+
+@dataclass(frozen=True, slots=True)
 class RequestPlan:
     """What is done with the requests to one endpoint by one method."""
 
@@ -49,6 +72,11 @@ class RequestPlan:
     """The transaction of what comes after the view; None is none."""
 
     commit_if: CommitIf | None
+
+    origin: Origin | None
+    """Where the policy is, or the exemption from it."""
+
+    is_exempt: bool = False
 
 
 _repeating: Final[list[bool]] = []
@@ -83,41 +111,71 @@ def exempt(target: Any, owner: object) -> None:
     setattr(target, _EXEMPT, (owner, *getattr(target, _EXEMPT, ())))
 
 
-def plan_request(app: Flask, request: Request, owner: object, name: str, settings: Settings) -> RequestPlan:
-    """Find the policy of *request*: the nearest wins.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks for, as far as a policy can depend on it."""
+
+    endpoint: str | None
+    method: str
+    label: str
+    """What to call the request in messages."""
+
+    blueprints: Sequence[str]
+    """The names of those that the endpoint is in, the innermost first."""
+
+
+def asked_by(request: Request) -> Asked:
+    """Return what *request*, which was matched already, asks for."""
+    endpoint = request.endpoint
+    label = f"the request to {endpoint!r}" if endpoint else f"the request to {request.path!r}"
+    return Asked(endpoint, request.method, label, request.blueprints)
+
+
+def asked_of(endpoint: str, method: str) -> Asked:
+    """Return what a request to *endpoint* would ask for."""
+    names = endpoint.split(".")[:-1]
+    blueprints = [".".join(names[:count]) for count in range(len(names), 0, -1)]
+    return Asked(endpoint, method, f"the request to {endpoint!r}", blueprints)
+
+
+def plan_request(app: Flask, asked: Asked, owner: object, name: str, settings: Settings) -> RequestPlan:
+    """Find the policy of a request: the nearest wins.
 
     Args:
         app: The application that handles it.
-        request: The request, matched already.
+        asked: What it asks for.
         owner: The UnitOfWork in question.
         name: Its name.
         settings: Its settings in *app*.
     """
-    endpoint = request.endpoint
-    label = f"the request to {endpoint!r}" if endpoint else f"the request to {request.path!r}"
-    targets = list(_handlers(app.view_functions.get(endpoint or ""), request.method))
-    blueprints = [app.blueprints[blueprint] for blueprint in request.blueprints if blueprint in app.blueprints]
+    targets = list(handlers(app.view_functions.get(asked.endpoint or ""), asked.method))
+    blueprints = {each: app.blueprints[each] for each in asked.blueprints if each in app.blueprints}
 
     is_exempt = _is_exempt(targets, owner)
-    covered = settings.matches(request.method) and not is_exempt and not _is_exempt(blueprints, owner)
-    read_only = settings.is_read_only(request.method) or None
-    rest = Plan(Options(read_only=read_only), label, by_block=False) if covered else None
+    covered = settings.matches(asked.method) and not is_exempt and not _is_exempt(blueprints.values(), owner)
+    read_only = settings.is_read_only(asked.method) or None
+    rest = Plan(Options(read_only=read_only), asked.label, by_block=False) if covered else None
 
     policy = _policy_of(targets, owner, name)
     if policy is not None:
         view = _plan_of(policy, policy.label, read_only, settings)
-        return RequestPlan(policy, view, rest, policy.options.commit_if or settings.commit_if)
+        return RequestPlan(policy, view, rest, policy.options.commit_if or settings.commit_if, Origin("view"))
+    if is_exempt:
+        return RequestPlan(None, None, None, settings.commit_if, Origin("view"), is_exempt=True)
 
-    for blueprint in () if is_exempt else blueprints:
-        policy = _policy_of([blueprint], owner, name)
+    for each, blueprint in blueprints.items():
+        origin = Origin("blueprint", each)
         if _is_exempt([blueprint], owner):
-            break
+            return RequestPlan(None, None, None, settings.commit_if, origin, is_exempt=True)
+        policy = _policy_of([blueprint], owner, name)
         if policy is not None:
-            view = _plan_of(policy, label, read_only, settings)
-            return RequestPlan(policy, view, rest, policy.options.commit_if or settings.commit_if)
+            view = _plan_of(policy, asked.label, read_only, settings)
+            return RequestPlan(policy, view, rest, policy.options.commit_if or settings.commit_if, origin)
 
-    retry = retry_of(Options(), settings.attempts)
-    return RequestPlan(None, rest and (replace(rest, retry=retry) if retry else rest), rest, settings.commit_if)
+    if rest is None:
+        return RequestPlan(None, None, None, settings.commit_if, None)
+    view = replace(rest, retry=retry_of(Options(), settings.attempts))
+    return RequestPlan(None, view, rest, settings.commit_if, Origin("app"))
 
 
 def _plan_of(policy: Policy, label: str, read_only: bool | None, settings: Settings) -> Plan:  # noqa: FBT001 - the value of an option
@@ -128,29 +186,32 @@ def _plan_of(policy: Policy, label: str, read_only: bool | None, settings: Setti
     return Plan(options, label, by_block=True, retry=retry_of(options, settings.attempts))
 
 
-def _handlers(view: Any, method: str) -> Iterator[Any]:
+def handlers(view: Any, method: str) -> Iterator[Any]:
     """Yield what stands for a view: the function, what it wraps, and the method of its class."""
     while view is not None:
         yield view
         view_class = getattr(view, "view_class", None)
-        if view_class is not None:
+        if isinstance(view_class, type):
             yield view_class
             handler = getattr(view_class, method.lower(), None)
             if handler is None and method == "HEAD":
                 handler = getattr(view_class, "get", None)
-            yield from _handlers(handler, method)
+            yield from handlers(handler, method)
             return
         view = view.func if isinstance(view, partial) else getattr(view, "__wrapped__", None)
 
 
-def _policy_of(targets: list[Any], owner: object, name: str) -> Policy | None:
+def policies_of(targets: Iterable[Any], owner: object, name: str) -> Iterator[Policy]:
+    """Yield what decorators of *owner*, called *name*, have put on *targets*, the outermost first."""
+    for target in targets:
+        yield from (policy for policy in getattr(target, _POLICIES, ()) if policy.belongs_to(owner, name))
+
+
+def _policy_of(targets: Iterable[Any], owner: object, name: str) -> Policy | None:
     """Return the nearest policy that can begin a transaction. Others are blocks, in what is active when they start."""
-    policies: Iterator[Policy] = (policy for target in targets for policy in getattr(target, _POLICIES, ()))
-    return next(
-        (policy for policy in policies if policy.belongs_to(owner, name) and can_begin(policy.options.propagation)),
-        None,
-    )
+    policies = policies_of(targets, owner, name)
+    return next((policy for policy in policies if can_begin(policy.options.propagation)), None)
 
 
-def _is_exempt(targets: list[Any] | list[Blueprint], owner: object) -> bool:
+def _is_exempt(targets: Iterable[Any], owner: object) -> bool:
     return any(owner in getattr(target, _EXEMPT, ()) for target in targets)
