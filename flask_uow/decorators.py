@@ -24,6 +24,7 @@ from flask_uow._core.stream import Stream
 from flask_uow._core.transaction import Transaction
 from flask_uow.context import current_app
 from flask_uow.errors import ConfigurationError, NoScopeError, TransactionRequiredError
+from flask_uow.order import remember
 from flask_uow.plans import Policy, add_policy
 from flask_uow.reruns import NoSnapshot, Snapshot
 from flask_uow.settings import DEFAULT_NAME
@@ -134,6 +135,7 @@ class Decorator:
             self._wrap_async(target, policy) if inspect.iscoroutinefunction(target) else self._wrap(target, policy)
         )
         add_policy(wrapper, policy, target)
+        remember(target, wrapper, "@transactional", policy)
         return cast(T, wrapper)
 
     def _wrap(self, function: Callable[..., Any], policy: Policy) -> Callable[..., Any]:
@@ -236,6 +238,7 @@ class StreamDecorator:
             generator = cast(Generator[Y, Any, Any], function(*args, **kwargs))
             return Stream(generator, self._home, self._options, label)
 
+        remember(function, wrapper, "@uow.stream", None)
         return wrapper
 
 

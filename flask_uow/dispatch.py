@@ -39,7 +39,14 @@ from flask_uow.context import (
     enter_request,
     on_leaving,
 )
-from flask_uow.errors import CommitOutcomeUnknownError, HookError, PartialCommitError, UncommittedChangesError
+from flask_uow.errors import (
+    CommitOutcomeUnknownError,
+    ConfigurationError,
+    HookError,
+    PartialCommitError,
+    UncommittedChangesError,
+)
+from flask_uow.order import advice, find_misplaced
 from flask_uow.plans import (
     Asked,
     Policy,
@@ -217,7 +224,8 @@ class Dispatch:
 
         self._with_registries: list[Managed] = []
 
-        self._full_dispatch = bound_late(app, "full_dispatch_request")
+        self._full_dispatch: Callable[..., Any] = self._dispatch_first
+        self._bare_full_dispatch = bound_late(app, "full_dispatch_request")
         self._exception = bound_late(app, "handle_exception")
         self._dispatch_request: Callable[..., Any] | None = None
         self._handle_user_exception: Callable[..., Any] | None = None
@@ -267,6 +275,21 @@ class Dispatch:
             attributes[PHASE] = None
             if IN_USE in attributes:
                 self._replan(attributes)
+        return response
+
+    def _dispatch_first(self, *args: Any, **kwargs: Any) -> Response:
+        """Look for decorators in the wrong order before the first request is handled; those after it pay nothing."""
+        app = self._app
+        with self._lock:
+            if self._full_dispatch == self._dispatch_first:
+                found = find_misplaced(app)
+                if found and (app.testing or app.debug):
+                    # At each request, so that no test passes by luck.
+                    raise ConfigurationError(*advice(found))
+                if found:
+                    logger.getChild("dispatch").warning("%s %s", *advice(found))
+                self._full_dispatch = self._bare_full_dispatch
+        response: Response = self._bare_full_dispatch(*args, **kwargs)
         return response
 
     def _wrap(self) -> None:
