@@ -70,7 +70,7 @@ _NOTHING: Final = object()
 class Managed:
     """One UnitOfWork in one application."""
 
-    __slots__ = ("_app", "_owner", "_plans", "_source", "name", "runtime", "settings")
+    __slots__ = ("_app", "_plans", "name", "owner", "runtime", "settings", "source")
 
     def __init__(
         self,
@@ -84,11 +84,11 @@ class Managed:
         observers: Collection[Notify],
     ) -> None:
         self._app = app
-        self._owner = owner
+        self.owner = owner
         self._plans: dict[tuple[str | None, str], RequestPlan] = {}
         self.name = name
         self.settings = settings
-        self._source = source
+        self.source = source
         self.runtime = Runtime(
             source,
             Publisher(app, self._synchronise, JOURNAL, observers=observers),
@@ -119,11 +119,11 @@ class Managed:
     @property
     def has_registry(self) -> bool:
         """Whether its sessions can be open before anybody asks for one."""
-        return self._source.find_open is not None
+        return self.source.find_open is not None
 
     def adopt_open(self) -> None:
         """Take care of a session that a registry has open from before the request."""
-        session = None if self._source.find_open is None else self._source.find_open()
+        session = None if self.source.find_open is None else self.source.find_open()
         if session is not None:
             self.scope().adopt(session)
 
@@ -148,7 +148,7 @@ class Managed:
 
     def plan(self, asked: Asked) -> RequestPlan:
         """Return what is done with a request that asks for *asked*."""
-        return plan_request(self._app, asked, self._owner, self.name, self.settings)
+        return plan_request(self._app, asked, self.owner, self.name, self.settings)
 
     def plan_in(self, slot: Slot) -> Plan | None:
         """Return the transaction that is there without a block, as far as the request has come."""

@@ -1,30 +1,23 @@
-"""The commands of ``flask uow``, which every app has that a UnitOfWork was initialised with."""
+"""``flask uow audit``: the last entries of an audit trail."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import product
 from typing import Any, Protocol, runtime_checkable
 
 import click
-from flask import current_app
-from flask.cli import AppGroup, with_appcontext
+from flask.cli import with_appcontext
 from sqlalchemy import Table
 from sqlalchemy.exc import DBAPIError
 
-from flask_uow._core.recording import Recorder
 from flask_uow.audit_table import AuditEntry
+from flask_uow.cli.chosen import FORMAT, NAME, chosen
 
-__all__ = ["uow"]
-
-
-class _Owner(Protocol):
-    """A UnitOfWork."""
-
-    _recorders: list[Recorder]
+__all__ = ["audit_command"]
 
 
 @runtime_checkable
@@ -46,20 +39,17 @@ class _Trail(Protocol):
         ...
 
 
-uow = AppGroup("uow", help="Look at transactions.")
-
-
-@uow.command()
+@click.command("audit")
 @click.argument("table", required=False)
 @click.argument("key", nargs=-1)
-@click.option("--name", help="The name of the UnitOfWork, where the app has several.")
+@NAME
 @click.option("--trail", "log", help="The name of the trail's table, where there are several.")
 @click.option(
     "--limit", default=50, show_default=True, type=click.IntRange(1, 1_000_000), help="How many entries at most."
 )
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@FORMAT
 @with_appcontext
-def audit(table: str | None, key: tuple[str, ...], **options: Any) -> None:
+def audit_command(table: str | None, key: tuple[str, ...], **options: Any) -> None:
     """Print the last entries of the audit trail, the newest last.
 
     TABLE keeps to one table, and KEY to the row with that primary key; one KEY for each of its columns. A KEY that
@@ -85,20 +75,18 @@ def _trail(name: str | None, log: str | None) -> _Trail:
     Raises:
         ClickException: There is none, or more than one.
     """
-    found: Mapping[str, _Owner] = current_app.extensions.get("uow", {})
-    if name is not None and name not in found:
-        raise click.ClickException(f"The app has no UnitOfWork called {name!r}. It has: {', '.join(map(repr, found))}.")
+    names = [managed.name for managed in chosen(name)]
     every = [
-        (owner, recorder)
-        for owner, each in found.items()
-        for recorder in each._recorders
+        (managed.name, recorder)
+        for managed in chosen(None)
+        for recorder in managed.runtime.recorders
         if isinstance(recorder, _Trail)
     ]
     if not every:
         raise click.ClickException(
             "There is no audit trail. Make one where the UnitOfWork is: AuditTrail(uow, Base), from flask_uow.audit."
         )
-    meant = [each for each in every if name in (None, each[0]) and log in (None, each[1].table.name)]
+    meant = [each for each in every if each[0] in names and log in (None, each[1].table.name)]
     if len(meant) != 1:
         several = ", ".join(f"--name {owner} --trail {trail.table.name}" for owner, trail in meant or every)
         beginning = "There are several audit trails." if meant else "There is no such audit trail."
