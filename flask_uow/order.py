@@ -14,7 +14,7 @@ from flask import Flask
 
 from flask_uow.plans import Policy, handlers, policies_of
 
-__all__ = ["Misplaced", "advice", "find_misplaced", "remember"]
+__all__ = ["Misplaced", "advice", "decorated", "find_misplaced", "remember"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,15 @@ def remember(target: Any, wrapper: Any, decorator: str, policy: Policy | None) -
             use = _Use(decorator, policy, ref(target), ref(wrapper))
             # Those whose wrapper is gone make room, for a function can be decorated without end.
             _uses[layer] = [*(each for each in _uses.get(layer, ()) if each.wrapper() is not None), use]
+
+
+def decorated() -> Iterator[tuple[Any, Policy]]:
+    """Yield the decorated functions that are still there, with the policies of their decorators."""
+    for uses in list(_uses.values()):
+        for use in uses:
+            wrapper = use.wrapper()
+            if wrapper is not None and use.policy is not None:
+                yield wrapper, use.policy
 
 
 def _is_being_defined(layers: Iterable[Any]) -> bool:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from sqlalchemy import event
@@ -22,6 +22,7 @@ from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Com
 from flask_uow._core.options import Options
 from flask_uow._core.propagation import _WHEN_ACTIVE, _WHEN_NONE, Propagation
 from flask_uow.audit import AuditEntry, AuditTrail
+from flask_uow.checks import Code
 from flask_uow.settings import _RULES
 from flask_uow.signals import _ARGUMENTS
 
@@ -180,6 +181,30 @@ def test_everything_of_the_audit_trail_is_documented() -> None:
     assert {field.name for field in fields(AuditEntry)} <= cells
     assert all(f"`trail.{name}" in text for name in public | {"table"})
     assert all(f"`{name}`" in text for name in audit.__all__)
+
+
+@pytest.mark.usefixtures("close_connections")
+def test_output_of_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the page on the command line says is printed is printed, by the app that is on it."""
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs/reference/command-line.md"
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for block in blocks(page, "python"):
+        exec(block, namespace)
+    documented = [block for block in blocks(page, "text") if block.startswith("$ ")]
+
+    commands = [block.splitlines()[0].removeprefix("$ flask ") for block in documented]
+    printed = [namespace["app"].test_cli_runner().invoke(args=command.split()).output for command in commands]
+
+    assert [command.split()[1] for command in commands] == ["routes", "check"]
+    assert [block.partition("\n")[2] for block in documented] == printed
+
+
+def test_every_code_of_a_check_is_documented() -> None:
+    """The table of codes has each that a finding can have."""
+    cells = first_cells("docs/reference/command-line.md")
+
+    assert set(get_args(Code)) <= cells
 
 
 def test_every_public_name_is_documented() -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "begun",
     "bound_to_a_connection",
     "change_on",
+    "commits_by_itself",
     "committing",
     "execution_options",
     "follow",
@@ -39,6 +40,7 @@ __all__ = [
     "has_given_up",
     "has_written",
     "in_front",
+    "is_set_to_autocommit",
     "listen_to_errors",
     "measure",
     "observe",
@@ -600,13 +602,26 @@ def _commits_by_itself(connection: Connection, driver: Any) -> bool:
         # Without an isolation level it is left to listeners of the user's to send BEGIN.
         return not driver.in_transaction
 
-    options: Mapping[str, Any] = connection.get_execution_options()
-    if options.get("isolation_level", connection.dialect._on_connect_isolation_level) == "AUTOCOMMIT":
+    if is_set_to_autocommit(connection):
         return True
     # psycopg, psycopg2, asyncpg and pg8000 have an attribute, PyMySQL and mysqlclient a method beside it.
     dbapi = connection.connection.dbapi_connection
     autocommit = getattr(dbapi, "autocommit", False)
     return bool(dbapi.get_autocommit() if callable(autocommit) else autocommit)  # type: ignore[union-attr]
+
+
+def is_set_to_autocommit(bind: Engine | Connection) -> bool:
+    """Whether SQLAlchemy was told to put connections, or this one, into autocommit mode."""
+    options: Mapping[str, Any] = bind.get_execution_options()
+    level: object = options.get("isolation_level", bind.dialect._on_connect_isolation_level)
+    return level == "AUTOCOMMIT"
+
+
+def commits_by_itself(connection: Connection) -> bool:
+    """Whether a connection that has just begun would store each statement at once, whatever we do about it."""
+    driver = connection.connection.driver_connection
+    _begin_at_once(connection, driver)
+    return _commits_by_itself(connection, driver)
 
 
 def _make_read_only(connection: Connection, driver: Any) -> bool:

@@ -7,9 +7,9 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from sqlalchemy import Connection, event
-from sqlalchemy.pool import ConnectionPoolEntry, Pool
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
 
-__all__ = ["put_back_later", "send"]
+__all__ = ["capacity", "put_back_later", "send"]
 
 _PUT_BACK: Final = "flask_uow.put_back"
 
@@ -42,3 +42,10 @@ def send(dbapi: Any, statement: str) -> None:
         cursor.execute(statement)
     finally:
         cursor.close()
+
+
+def capacity(pool: Pool) -> int | None:
+    """Return how many connections a pool gives at the same time, or None where it has no limit of that kind."""
+    if not isinstance(pool, QueuePool) or pool._max_overflow < 0:
+        return None
+    return pool.size() + pool._max_overflow
