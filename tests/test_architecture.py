@@ -173,4 +173,5 @@ def test_records(module: str) -> None:
     names = [ast.literal_eval(call.args[0]) for call, function in named if function.attr == "getLogger"]
 
     assert silent == []
+    assert not {"addHandler", "addFilter", "setLevel"} & {function.attr for _, function in named}
     assert all(name.startswith("flask_uow.") for name in names)

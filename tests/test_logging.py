@@ -278,7 +278,7 @@ def test_like_a_library() -> None:
     ours = [
         logger
         for name, logger in logging.root.manager.loggerDict.items()
-        if name.partition(".")[0] == "flask_uow" and isinstance(logger, logging.Logger)
+        if name.startswith("flask_uow.") and isinstance(logger, logging.Logger)
     ]
 
     assert len(ours) > 5

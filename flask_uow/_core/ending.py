@@ -570,7 +570,7 @@ class Ending(Guard):
             self.restricted = False
             self._marks.clear()
         transaction._outcome = outcome
-        if transaction.parent is None and self._watched is not None and self._watched.stopwatch is not None:
+        if transaction.parent is None and self._watched is not None:
             self._tell_if_slow(transaction, outcome, self._watched)
         if transaction._span is not None and transaction.parent is None:
             transaction._span.end()
@@ -579,9 +579,9 @@ class Ending(Guard):
         transaction._doom = transaction._curable = transaction._attempts = None
 
     def _tell_if_slow(self, transaction: Transaction, outcome: Outcome, watched: WatchedSession) -> None:
-        stopwatch, watched.stopwatch = watched.stopwatch, None
-        limit = self._runtime.slow_transaction
+        stopwatch, limit = watched.stopwatch, self._runtime.slow_transaction
         if stopwatch is not None and limit is not None:
+            watched.stopwatch = None
             tell_if_slow(transaction, outcome, stopwatch, limit, self._runtime.journal)
 
     def _abandon(self, savepoints: list[Transaction]) -> None:
