@@ -120,10 +120,10 @@ def _policies(app: Flask, managed: Managed) -> Iterator[Policy]:
     # What nobody uses any more is no part of the app.
     gc.collect()
     package = app.import_name.partition(".")[0]
-    for function, policy in decorated():
-        is_near = policy.owner is not None or str(function.__module__).partition(".")[0] == package
-        if is_near and policy.belongs_to(managed.owner, managed.name):
-            yield policy
+    for function in decorated():
+        is_near = str(function.__module__).partition(".")[0] == package
+        policies = policies_of([function], managed.owner, managed.name)
+        yield from (policy for policy in policies if is_near or policy.owner is not None)
 
 
 # What a connection shows

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary, ref
 from flask import Flask
 
 from flask_uow.plans import Policy, handlers, policies_of
+from flask_uow.settings import DEFAULT_NAME
 
 __all__ = ["Misplaced", "advice", "decorated", "find_misplaced", "remember"]
 
@@ -37,12 +38,15 @@ class Misplaced:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Use:
-    """One use of a decorator. Its two functions are None when they are gone: nobody keeps them because of us."""
+    """One use of a decorator. It refers to nothing of the user's, which may refer to the function in turn."""
 
     decorator: str
-    policy: Policy | None
+    belongs_to: Callable[[object, str], bool]
+    """Whether it is about a UnitOfWork with a name."""
+
     target: Callable[[], Any]
     wrapper: Callable[[], Any]
+    """These two return None when it is gone."""
 
 
 _uses: Final[WeakKeyDictionary[Any, list[_Use]]] = WeakKeyDictionary()
@@ -62,18 +66,26 @@ def remember(target: Any, wrapper: Any, decorator: str, policy: Policy | None) -
         return
     for layer in layers:
         with suppress(TypeError):  # not everything that can be called can be referred to
-            use = _Use(decorator, policy, ref(target), ref(wrapper))
+            use = _Use(decorator, _belonging(policy), ref(target), ref(wrapper))
             # Those whose wrapper is gone make room, for a function can be decorated without end.
             _uses[layer] = [*(each for each in _uses.get(layer, ()) if each.wrapper() is not None), use]
 
 
-def decorated() -> Iterator[tuple[Any, Policy]]:
-    """Yield the decorated functions that are still there, with the policies of their decorators."""
+def _belonging(policy: Policy | None) -> Callable[[object, str], bool]:
+    """Return what `Policy.belongs_to` is, without the policy; none belongs to nobody."""
+    if policy is None:
+        return lambda _owner, _name: False
+    if policy.owner is not None:
+        kept = ref(policy.owner)
+        return lambda owner, _name: kept() is owner
+    wanted = policy.options.using or DEFAULT_NAME
+    return lambda _owner, name: name == wanted
+
+
+def decorated() -> Iterator[Any]:
+    """Yield the decorated functions that are still there."""
     for uses in list(_uses.values()):
-        for use in uses:
-            wrapper = use.wrapper()
-            if wrapper is not None and use.policy is not None:
-                yield wrapper, use.policy
+        yield from (wrapper for use in uses if (wrapper := use.wrapper()) is not None)
 
 
 def _is_being_defined(layers: Iterable[Any]) -> bool:
@@ -102,17 +114,16 @@ def find_misplaced(app: Flask) -> list[Misplaced]:
     for endpoint, layers in views.items():
         for layer, use in _uses_of(layers):
             if id(use.wrapper()) not in registered:
-                name, owner = _owner(app, use.policy)
+                name, owner = _owner(app, use)
                 if owner is None or not any(policies_of(layers, owner, name)):
                     found[_misplaced(endpoint, layer, use, name or None)] = None
     return list(found)
 
 
-def _owner(app: Flask, policy: Policy | None) -> tuple[str, object | None]:
-    """Return the UnitOfWork of *app* that a policy is of, and its name, if there is one."""
+def _owner(app: Flask, use: _Use) -> tuple[str, object | None]:
+    """Return the UnitOfWork of *app* that a decorator is of, and its name, if there is one."""
     owners: dict[str, object] = app.extensions["uow"]
-    mine = ((name, owner) for name, owner in owners.items() if policy is not None and policy.belongs_to(owner, name))
-    return next(mine, ("", None))
+    return next(((name, owner) for name, owner in owners.items() if use.belongs_to(owner, name)), ("", None))
 
 
 def _layers(view: Any) -> Iterator[Any]:

@@ -14,7 +14,7 @@ import pytest
 from flask import Blueprint, Flask
 from flask.views import MethodView, View
 from sqlalchemy import Engine
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 from flask_uow import ConfigurationError, Propagation, UnitOfWork, transactional
 from flask_uow.order import Misplaced, find_misplaced
@@ -428,6 +428,23 @@ def test_nobody_is_kept(app: Flask) -> None:
     gc.collect()
 
     assert (wrapper(), function()) == (None, None)
+
+
+def test_nobody_is_kept_in_a_circle(engine: Engine) -> None:
+    """Not even where the UnitOfWork and the options know the function."""
+
+    def make() -> tuple[Any, Any]:
+        uow = UnitOfWork(lambda: Session(engine, info={"index": index}))
+
+        @uow.transactional(commit_if=lambda _response: bool(index))
+        def index() -> None: ...
+
+        return ref(uow), ref(index)
+
+    unit, wrapper = make()
+    gc.collect()
+
+    assert (unit(), wrapper()) == (None, None)
 
 
 def test_decorating_without_end(app: Flask) -> None:
