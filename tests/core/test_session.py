@@ -494,3 +494,8 @@ def test_private_parts_that_keep_what_is_changed(engine: Engine) -> None:
         assert nested.parent is root
         assert list(nested._dirty) == [inspect(emma)]
         assert list(nested._deleted) == [inspect(sanditon)]
+
+
+def test_source_that_does_not_say() -> None:
+    """A source that nobody has told where its sessions are bound knows no binds."""
+    assert SessionSource(Session, Session.close).binds() == []
