@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from flask_uow._core.isolation import is_isolated
 from flask_uow._core.limits import Limit, limit_of
 from flask_uow._core.pool import put_back_later, send
 from flask_uow._core.stopwatch import Stopwatch
+from flask_uow._core.verbs import changes, is_control, only_reads, writes
 from flask_uow.errors import ConfigurationError, IncompatibleTransactionError
 
 __all__ = [
@@ -44,7 +44,6 @@ __all__ = [
     "listen_to_errors",
     "measure",
     "observe",
-    "only_reads",
     "quietly",
     "refuse_autocommit",
     "relax",
@@ -140,14 +139,8 @@ _COMMITS: Final = ("COMMIT", "XA COMMIT")
 
 _SAVEPOINT: Final = "SAVEPOINT "
 
-_FRAME: Final = ("BEGIN", _SAVEPOINT, "RELEASE SAVEPOINT ", _ROLLBACK_TO)
-"""How statements begin that nobody has asked for, and that have no effect by themselves."""
-
 _ALWAYS_SENT: Final = ("ROLLBACK", "XA END", "XA ROLLBACK")
 """How statements begin that are a part of rolling back."""
-
-_IS_CONTROL: Final = re.compile(r"BEGIN\b|SAVEPOINT\b|RELEASE SAVEPOINT\b|ROLLBACK\b|COMMIT\b|XA ")
-"""What SQLAlchemy and we send to begin and end transactions, where the driver has no method for it."""
 
 
 class _Watch:
@@ -231,7 +224,7 @@ class _Watch:
     def starts(self, statement: str) -> None:
         """Learn that a statement is sent; one that is sent within another, on the way, is a part of that."""
         if self.stopwatch is not None and not self._busy:
-            self.stopwatch.statements += self.stopwatch.counts and not statement.startswith(_FRAME)
+            self.stopwatch.statements += self.stopwatch.counts and not is_control(statement)
             self.stopwatch.start()
 
     def ends(self) -> None:
@@ -243,7 +236,7 @@ class _Watch:
         if not self.supervised and not self._busy:
             self.written = self.written or not only_reads(statement)
             self._look_for_change(connection, statement)
-        if self.refuses_writing and _WRITES.match(statement):
+        if self.refuses_writing and writes(statement):
             raise self.supervisor.read_only_error(statement)
         if self.supervisor.restricted and not self._busy:
             if statement.startswith(_ALWAYS_SENT):
@@ -254,7 +247,7 @@ class _Watch:
 
     def tell(self, connection: Connection, statement: Statement) -> None:
         """Tell of a statement that is about to be sent, if it is not one of ours, nor of those around the others."""
-        if self._observed and not self._busy and not _IS_CONTROL.match(statement.text):
+        if self._observed and not self._busy and not is_control(statement.text):
             self.supervisor.sending(connection, statement)
 
     def quietly(self, *, busy: bool) -> bool:
@@ -271,7 +264,7 @@ class _Watch:
             return
         elif statement.startswith(_SAVEPOINT):
             self._savepoints.append(statement.removeprefix(_SAVEPOINT).strip())
-        elif _changes(statement, connection.dialect.name):
+        elif changes(statement, connection.dialect.name):
             self.change = statement
             self._has_just_changed = True
 
@@ -517,56 +510,6 @@ def has_given_up(connection: Connection) -> bool:
 
 
 _IN_ERROR: Final = 3
-
-_SKIPPED: Final = r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)"
-"""What can stand before the first word of a statement."""
-
-_BEGINNING: Final = re.compile(f"{_SKIPPED}+", re.DOTALL)
-
-_QUERIES: Final = frozenset(
-    {"SELECT", "WITH", "EXPLAIN", "TABLE", "VALUES", "SHOW", "PRAGMA", "SAVEPOINT", "RELEASE", "ROLLBACK"}
-)
-
-
-def only_reads(statement: str) -> bool:
-    """Whether a statement begins like a query; in doubt it does not."""
-    beginning = _BEGINNING.match(statement)
-    words = statement[beginning.end() if beginning else 0 :].split(maxsplit=1)
-    verb = words[0].upper() if words else ""
-    return verb in _QUERIES and _LOCKS_OR_WRITES.search(statement) is None
-
-
-_LOCKS_OR_WRITES: Final = re.compile(
-    r"\b(INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|MERGE\s+INTO|FOR\s+(NO\s+KEY\s+)?(UPDATE|SHARE)|"
-    r"LOCK\s+IN\s+SHARE\s+MODE)\b|\b(SET_CONFIG|PG_NOTIFY|PG_(TRY_)?ADVISORY_XACT_LOCK)",
-    re.IGNORECASE,
-)
-
-_WRITES: Final = re.compile(
-    rf"{_SKIPPED}*(INSERT|UPDATE|DELETE|MERGE|REPLACE|CREATE|ALTER|DROP|TRUNCATE)\b", re.IGNORECASE | re.DOTALL
-)
-
-_CHANGES: Final = re.compile(rf"{_SKIPPED}*(INSERT|UPDATE|DELETE|MERGE|REPLACE|TRUNCATE)\b", re.IGNORECASE | re.DOTALL)
-
-_CHANGES_AFTER_ALL: Final = re.compile(
-    rf"{_SKIPPED}*WITH\b.*\b(INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|MERGE\s+INTO)\b",
-    re.IGNORECASE | re.DOTALL,
-)
-
-_DEFINES: Final = re.compile(rf"{_SKIPPED}*(CREATE|ALTER|DROP)\b(?!\s+(\w+\s+){{0,3}}TEMP)", re.IGNORECASE | re.DOTALL)
-
-_ROLLS_BACK_DEFINITIONS: Final = ("sqlite", "postgresql", "mssql")
-"""Dialects of databases that do not commit before they create or drop something."""
-
-
-def _changes(statement: str, dialect: str) -> bool:
-    """Whether a statement changes something for certain that a rollback undoes; in doubt it does not."""
-    return bool(
-        _CHANGES.match(statement)
-        or _CHANGES_AFTER_ALL.match(statement)
-        or (dialect in _ROLLS_BACK_DEFINITIONS and _DEFINES.match(statement))
-    )
-
 
 # Beginning
 

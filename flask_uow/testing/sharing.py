@@ -16,8 +16,9 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from flask_uow._core.connection import begin_at_once, committing, only_reads, refuse_autocommit
+from flask_uow._core.connection import begin_at_once, committing, refuse_autocommit
 from flask_uow._core.isolation import isolated
+from flask_uow._core.verbs import only_reads
 from flask_uow.errors import ConfigurationError
 
 __all__ = ["SharedConnection"]

@@ -9,7 +9,6 @@ import pytest
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.orm import sessionmaker
 
-from flask_uow._core.connection import only_reads
 from flask_uow._core.session import SessionSource
 from tests.core.conftest import Book, block, give_back, make_runtime, titles
 
@@ -53,27 +52,3 @@ def test_engine_with_execution_options(engine: Engine) -> None:
 
     assert seen == ["entered"] * 2
     assert titles(engine) == ["Emma"]
-
-
-@pytest.mark.parametrize(
-    ("statement", "reads"),
-    [
-        ("select 1", True),
-        (" SELECT 1", True),
-        ("WITH n AS (SELECT 1) SELECT * FROM n", True),
-        ("WITH gone AS (DELETE FROM book RETURNING id) SELECT * FROM gone", False),
-        ("", False),
-        ("  ", False),
-        ("/* why */ SELECT 1", True),
-        ("-- why\n(SELECT 1) UNION (SELECT 2)", True),
-        ("TABLE book", True),
-        ("EXPLAIN SELECT 1", True),
-        ("EXPLAIN ANALYZE DELETE FROM book", False),
-        ("SET search_path = tenant", False),
-        ("CREATE TABLE other (id INTEGER)", False),
-        ("CALL transfer()", False),
-    ],
-)
-def test_whatonly_reads(statement: str, reads: bool) -> None:
-    """A statement that does not begin like a query counts as a change: nothing is thrown away in doubt."""
-    assert only_reads(statement) is reads
