@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["changes", "is_control", "only_reads", "writes"]
+__all__ = ["changes", "defines", "is_control", "only_reads", "writes"]
 
 _QUERIES: Final = frozenset(
     {"SELECT", "WITH", "EXPLAIN", "TABLE", "VALUES", "SHOW", "PRAGMA", "SAVEPOINT", "RELEASE", "ROLLBACK"}
@@ -52,6 +52,11 @@ def only_reads(statement: str) -> bool:
 def writes(statement: str) -> bool:
     """Whether *statement* begins like one that a read-only transaction refuses; in doubt it does."""
     return not _verbs(statement).isdisjoint(_MANIPULATES | _DEFINES)
+
+
+def defines(statement: str) -> bool:
+    """Whether *statement* may create, change or drop something; in doubt it does."""
+    return not _verbs(statement).issubset(_QUERIES | _MANIPULATES)
 
 
 def changes(statement: str, dialect: str) -> bool:

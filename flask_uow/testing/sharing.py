@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from flask_uow._core.connection import begin_at_once, committing, refuse_autocommit
 from flask_uow._core.isolation import isolated
-from flask_uow._core.verbs import only_reads
+from flask_uow._core.verbs import defines, only_reads
 from flask_uow.errors import ConfigurationError
 
 __all__ = ["SharedConnection"]
@@ -101,6 +101,9 @@ class SharedConnection:
         self._executing: int | None = None
         """The thread that is executing a statement."""
 
+        self._deferrable: Any = None
+        """How many constraints of PostgreSQL can be deferred, and which are, unless they are to be counted anew."""
+
         self._touched: dict[int, Session] = {}
         """The session that is about to send something, by thread."""
 
@@ -179,7 +182,8 @@ class SharedConnection:
             with suppress(Exception):
                 Session.rollback(session)
         try:
-            if not self.connection.invalidated:
+            # Where only what is sent can end a transaction, the end of all is enough.
+            if not self.connection.invalidated and (self._bases or self.connection.dialect.name != "postgresql"):
                 base.rollback()
         except DBAPIError as error:
             raise ConfigurationError(
@@ -281,6 +285,8 @@ class SharedConnection:
             if above and not any(each.stays for each in above):
                 self._take_away(above)
             savepoint.wrote = True
+            if defines(statement):
+                self._deferrable = None
 
     def _before_end(self, savepoint: _Savepoint, *, keeps: bool) -> None:
         if savepoint.session is not None:
@@ -398,8 +404,10 @@ class SharedConnection:
         """
         try:
             if self.connection.dialect.name == "postgresql":
-                [(deferrable, deferred)] = self._send(_DEFERRABLE)
-                if deferrable:
+                if self._deferrable is None:
+                    [self._deferrable] = self._send(_DEFERRABLE)
+                count, deferred = self._deferrable
+                if count:
                     self._send("SET CONSTRAINTS ALL IMMEDIATE")
                 if deferred:
                     self._send(f"SET CONSTRAINTS {deferred} DEFERRED")

@@ -4,7 +4,7 @@ from time import perf_counter
 
 import pytest
 
-from flask_uow._core.verbs import changes, is_control, only_reads, writes
+from flask_uow._core.verbs import changes, defines, is_control, only_reads, writes
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,12 @@ def test_time_in_proportion(noise: str) -> None:
         function(statement)
 
     assert perf_counter() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [("ALTER TABLE book ADD x INTEGER", True), ("DO $$ $$", True), ("SELECT 1", False), ("DELETE FROM book", False)],
+)
+def test_what_defines(statement: str, expected: bool) -> None:
+    """What is neither a query nor changes rows may define something."""
+    assert defines(statement) is expected
