@@ -17,7 +17,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 import flask_uow
-from flask_uow import audit, errors, signals
+from flask_uow import audit, errors, pytest_plugin, signals, testing
 from flask_uow._core.events import AfterCommit, AfterRollback, BeforeCommit, Completed, Removed, Retried, Started
 from flask_uow._core.options import Options
 from flask_uow._core.propagation import _WHEN_ACTIVE, _WHEN_NONE, Propagation
@@ -25,6 +25,7 @@ from flask_uow.audit import AuditEntry, AuditTrail
 from flask_uow.checks import Code
 from flask_uow.settings import _RULES
 from flask_uow.signals import _ARGUMENTS
+from flask_uow.testing import Fault, HookCall, RecordedTransaction, Recording, inject
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -61,6 +62,11 @@ def first_cells(page: str) -> set[str]:
     return {name for row in rows(page) for name in re.findall(r"`([^`]*)`", row[0])}
 
 
+def tests_in(page: Path) -> int:
+    """How many functions for pytest a page shows."""
+    return sum(len(re.findall(r"^def test_", block, re.MULTILINE)) for block in blocks(page, "python"))
+
+
 @pytest.fixture
 def close_connections() -> Iterator[None]:
     """Close what a page has opened: like a script, it does not dispose of its engines."""
@@ -90,6 +96,19 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     assert bool(examples) != (name_of(page) in WITHOUT_PYTHON)
     assert len(blocks(page, "python")) <= len(examples)
+
+
+@pytest.mark.usefixtures("close_connections")
+@pytest.mark.parametrize("page", [page for page in PAGES if tests_in(page)], ids=name_of)
+def test_tests_of_a_page_pass(page: Path, pytester: pytest.Pytester) -> None:
+    """The blocks of a page that shows tests are one test module, and they pass with the plugin as it is installed."""
+    pytester.makepyfile("\n\n".join(blocks(page, "python")))
+
+    result = pytester.runpytest_inprocess("-W", "error", "-pno:cacheprovider", "-pno:faker", "-pno:hypothesispytest")
+
+    outcomes = result.parseoutcomes()
+    assert set(outcomes) == {"passed"}
+    assert outcomes["passed"] >= tests_in(page)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -205,6 +224,21 @@ def test_every_code_of_a_check_is_documented() -> None:
     cells = first_cells("docs/reference/command-line.md")
 
     assert set(get_args(Code)) <= cells
+
+
+def test_everything_of_the_testing_kit_is_documented() -> None:
+    """The page on the testing kit has each name, each part of a recording, each argument, and each fixture."""
+    text = (ROOT / "docs/reference/testing.md").read_text()
+    cells = first_cells("docs/reference/testing.md")
+    parts = [field.name for field in fields(RecordedTransaction)] + list(HookCall._fields)
+    methods = [name for name in vars(Recording) if not name.startswith("_") and name != "wants"]
+
+    assert {*parts, *(name for name in vars(Recording()) if not name.startswith("_"))} <= cells
+    assert all(f"`{name}" in text for name in methods)
+    assert set(inspect.signature(inject).parameters) - {"uow"} <= cells
+    assert {f'"{name}"' for name in get_args(Fault)} <= cells
+    assert set(pytest_plugin.__all__) <= cells
+    assert all(f"`{name}" in text for name in set(testing.__all__) - {"Fault"})
 
 
 def test_every_public_name_is_documented() -> None:
