@@ -62,7 +62,7 @@ def first_cells(page: str) -> set[str]:
     return {name for row in rows(page) for name in re.findall(r"`([^`]*)`", row[0])}
 
 
-def tests_in(page: Path) -> int:
+def count_tests(page: Path) -> int:
     """How many functions for pytest a page shows."""
     return sum(len(re.findall(r"^def test_", block, re.MULTILINE)) for block in blocks(page, "python"))
 
@@ -99,7 +99,7 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("close_connections")
-@pytest.mark.parametrize("page", [page for page in PAGES if tests_in(page)], ids=name_of)
+@pytest.mark.parametrize("page", [page for page in PAGES if count_tests(page)], ids=name_of)
 def test_tests_of_a_page_pass(page: Path, pytester: pytest.Pytester) -> None:
     """The blocks of a page that shows tests are one test module, and they pass with the plugin as it is installed."""
     pytester.makepyfile("\n\n".join(blocks(page, "python")))
@@ -108,7 +108,7 @@ def test_tests_of_a_page_pass(page: Path, pytester: pytest.Pytester) -> None:
 
     outcomes = result.parseoutcomes()
     assert set(outcomes) == {"passed"}
-    assert outcomes["passed"] >= tests_in(page)
+    assert outcomes["passed"] >= count_tests(page)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
