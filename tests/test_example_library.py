@@ -25,9 +25,11 @@ def run(*arguments: str, **environment: str) -> str:
     """Run the example's tests as its reader does, with the plugin found by its entry point."""
     # What it does not need takes longer to load than the tests take.
     without = [f"-pno:{plugin}" for plugin in ("cacheprovider", "cov", "faker", "hypothesispytest")]
+    # It is not a part of this test run, which may be in several processes itself.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", str(EXAMPLE), *without, *arguments],
-        env={**os.environ, **environment},
+        env={**outside, **environment},
         cwd=ROOT,
         capture_output=True,
         text=True,
