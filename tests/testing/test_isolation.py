@@ -1068,3 +1068,19 @@ def test_transaction_inside_one_that_is_doomed(any_shop: Shop) -> None:
     assert during == ["Emma"]
     # The one around it had written nothing that would have to be undone.
     assert inside == ["Emma"]
+
+
+def test_two_hundred_tests(postgresql: Engine) -> None:
+    """However many tests write, each begins with what was there before, and nothing is left."""
+    shop = make_shop(postgresql)
+    shop.client.post("/Emma")
+    before = titles(postgresql)
+
+    seen = set()
+    for number in range(200):
+        with isolate(shop.uow) as [connection]:
+            shop.client.post(f"/{number}")
+            seen.add(tuple(book for book in books(connection) if book != str(number)))
+
+    assert seen == {("Emma",)}
+    assert titles(postgresql) == before == ["Emma"]
