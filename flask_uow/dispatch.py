@@ -287,7 +287,7 @@ class Dispatch:
                     # At each request, so that no test passes by luck.
                     raise ConfigurationError(*advice(found))
                 if found:
-                    logger.warning("%s %s", *advice(found))
+                    logger.warning("%s %s", *advice(found), extra=JOURNAL.about(None))
                 self._full_dispatch = self._bare_full_dispatch
         response: Response = self._bare_full_dispatch(*args, **kwargs)
         return response

@@ -11,7 +11,7 @@ from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import pytest
-from flask import Flask
+from flask import Flask, has_app_context
 from sqlalchemy import Connection
 
 from flask_uow.errors import ConfigurationError
@@ -29,9 +29,9 @@ def uow_isolate(request: pytest.FixtureRequest) -> Iterator[list[Connection]]:
     """
     uows = _units_of_work(request)
     app = request.getfixturevalue("app") if "app" in request.fixturenames else None
-    # Other extensions know their engines there.
     with ExitStack() as stack:
-        with app.app_context() if isinstance(app, Flask) else nullcontext():
+        # Other extensions know their engines there. In a context of the user's it is seen whether a session is in use.
+        with app.app_context() if isinstance(app, Flask) and not has_app_context() else nullcontext():
             connections = stack.enter_context(isolate(*uows))
         yield connections
 

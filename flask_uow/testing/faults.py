@@ -106,7 +106,8 @@ class Injection:
         """How many statements there were, by transaction, or else by connection."""
 
     def __repr__(self) -> str:
-        return f"<Injection of {self._error!r}, struck {self.struck} of {self._times} times>"
+        place = self._place.pattern if isinstance(self._place, re.Pattern) else self._place
+        return f"<Injection of {self._error!r} at {place!r}, struck {self.struck} of {self._times} times>"
 
     def __enter__(self) -> Self:
         if self not in self._uow._observers:

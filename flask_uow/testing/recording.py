@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple
 
 from flask import has_request_context, request
+from sqlalchemy.exc import DBAPIError
 
 from flask_uow._core.changes import BulkChange, Change, ChangeSet
 from flask_uow._core.connection import observe
@@ -128,10 +129,12 @@ class Recording:
 
     def assert_committed(self, times: int = 1) -> None:
         """Raise an AssertionError unless exactly *times* transactions were committed, 1 by default."""
+        __tracebackhide__ = True
         self._assert_outcome(Outcome.COMMITTED, times, "COMMIT")
 
     def assert_rolled_back(self, times: int = 1) -> None:
         """Raise an AssertionError unless exactly *times* transactions were rolled back, 1 by default."""
+        __tracebackhide__ = True
         self._assert_outcome(Outcome.ROLLED_BACK, times, "ROLLBACK")
 
     def assert_no_database(self) -> None:
@@ -260,11 +263,15 @@ class _Record:
 
 
 def _line(transaction: RecordedTransaction) -> str:
+    name = transaction.name.rpartition("<locals>.")[2]
     where = f" in {transaction.endpoint!r}" if transaction.endpoint else ""
     again = f", attempt {transaction.attempt}" if transaction.attempt > 1 else ""
-    why = f" ({type(transaction.error).__name__}: {transaction.error})" if transaction.error is not None else ""
+    error = transaction.error
+    # SQLAlchemy's has the statement as well.
+    text = str(error.orig if isinstance(error, DBAPIError) else error).partition("\n")[0]
+    why = f" ({type(error).__name__}: {shorten(text, _WIDTH)})" if error is not None else ""
     count = _counted(len(transaction.statements), "statement")
-    return f"{transaction.name}{where}: {transaction.outcome.replace('_', ' ')}{again}, {count}{why}"
+    return f"{name}{where}: {transaction.outcome.replace('_', ' ')}{again}, {count}{why}"
 
 
 def _counted(count: int, noun: str) -> str:
@@ -274,6 +281,6 @@ def _counted(count: int, noun: str) -> str:
 def _listed(lines: Iterable[str]) -> str:
     """Return lines of their own, some of them, and how many there are beside."""
     waiting: Iterator[str] = iter(lines)
-    shown = "".join(f"\n  - {shorten(line, _WIDTH)}" for line in islice(waiting, _TOLD_AT_MOST))
+    shown = "".join(f"\n  - {shorten(line, 2 * _WIDTH)}" for line in islice(waiting, _TOLD_AT_MOST))
     more = sum(1 for _ in waiting)
     return f"{shown}\n  - and {more} more" if more else shown

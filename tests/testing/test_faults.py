@@ -148,7 +148,8 @@ def test_no_more_than_that(shop: Shop) -> None:
 
     assert (injection.struck, other.struck) == (1, 0)
     assert stored(shop) == ["Emma", "Sanditon"]
-    assert repr(injection) == "<Injection of 'deadlock', struck 1 of 1 times>"
+    assert repr(injection) == "<Injection of 'deadlock' at 'SELECT', struck 1 of 1 times>"
+    assert repr(inject(shop.uow, "deadlock")) == "<Injection of 'deadlock' at 1, struck 0 of 1 times>"
 
 
 def test_other_objects_are_left_alone(shop: Shop) -> None:

@@ -197,3 +197,39 @@ def test_plain(app):
     result = run(pytester)
 
     result.assert_outcomes(passed=1)
+
+
+def test_session_in_use(pytester: pytest.Pytester) -> None:
+    """Where a fixture of the user's has a session in use, the test is told, and not isolated by halves."""
+    pytester.makepyfile(
+        BOOKSHOP
+        + WITH_APP
+        + """
+@pytest.fixture
+def writing(app):
+    with app.app_context():
+        books.session.add(Book(title="Emma"))
+        books.session.flush()
+        yield
+
+def test_isolated(writing, uow_isolate): ...
+
+def test_in_a_context(app):
+    with app.app_context():
+        ...
+
+@pytest.fixture
+def context(app):
+    with app.app_context():
+        yield
+
+def test_isolated_in_a_context(context, uow_isolate):
+    books.session.add(Book(title="Emma"))
+    books.session.commit()
+"""
+    )
+
+    result = run(pytester)
+
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*was entered while a transaction of*"])

@@ -279,6 +279,7 @@ def test_assert_rolled_back(shop: Shop) -> None:
 
     lines = message_of(recording.assert_rolled_back, 3).splitlines()
     assert lines[0] == "3 ROLLBACKs expected, and 1 seen. These transactions have ended:"
+    assert lines[1].endswith("again() in 'again': rolled back, 1 statement (OperationalError: database is locked)")
     assert "attempt 2, 1 statement" in lines[2]
     assert lines[-1] == "  - and 4 more"
     assert len(lines) == 12
