@@ -123,8 +123,13 @@ def _of_extension(find: Callable[[], Iterable[E]]) -> list[E]:
 
 def _binds_of_extension(db: Any) -> Binds:
     """Return what finds the engines that another extension has for the current app."""
-    # They are a property, which is looked at in there.
-    return lambda: distinct_binds(_of_extension(lambda: [*db.engines.values()]))
+    # They are a property, which is looked at in there. The default is called None by one, and "default" by the other.
+    return lambda: distinct_binds(
+        engine
+        for _, engine in sorted(
+            _of_extension(lambda: [*db.engines.items()]), key=lambda each: each[0] not in (None, "default")
+        )
+    )
 
 
 def _of_registry(registry: scoped_session[Any], tell: Callable[[Session], None], binds: Binds) -> SessionSource:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
-__all__ = ["Detour", "is_isolated", "isolated"]
+__all__ = ["Detour", "current_bind", "is_isolated", "isolated"]
 
 _isolated: WeakSet[Connection] = WeakSet()
+
+_originals: WeakKeyDictionary[Connection, Engine | Connection] = WeakKeyDictionary()
+"""In whose place they are, or were: a session that was made then, and is used later, still has one."""
 
 
 class Detour(Protocol):
@@ -28,10 +31,16 @@ def is_isolated(bind: object) -> bool:
     return isinstance(bind, Connection) and bind in _isolated
 
 
+def current_bind(bind: Engine | Connection) -> Engine | Connection:
+    """Return *bind*, or in whose place it was, if it was one of them, and is closed."""
+    return _originals.get(bind, bind) if isinstance(bind, Connection) and bind.closed else bind
+
+
 @contextmanager
-def isolated(connection: Connection) -> Iterator[None]:
-    """Let *connection* be one of them for a while."""
+def isolated(connection: Connection, original: Engine | Connection) -> Iterator[None]:
+    """Let *connection* be one of them for a while, in the place of *original*."""
     _isolated.add(connection)
+    _originals[connection] = original
     try:
         yield
     finally:

@@ -37,7 +37,7 @@ from flask_uow._core.connection import (
     take,
 )
 from flask_uow._core.faults import was_answered
-from flask_uow._core.isolation import Detour, is_isolated
+from flask_uow._core.isolation import Detour, current_bind, is_isolated
 from flask_uow._core.leftovers import Leftovers, find_leftovers
 from flask_uow._core.places import Places
 from flask_uow._core.statements import described
@@ -364,13 +364,14 @@ class WatchedSession:
         assert root is not None
         find = type(root)._connection_for_bind
         if self._source.detours:
-            bind = self._source.detours[-1](self.session, bind)
+            bind = self._source.detours[-1](self.session, current_bind(bind))
             in_front(bind, self._overseer)
             self._bound[bind] = None
             options = {name: value for name, value in (options or {}).items() if name not in _OF_A_TRANSACTION}
         if bind in root._connections:
             return find(root, bind, options)
 
+        bind = current_bind(bind)
         overseer = self._overseer
         if self.record is None and not root._connections and overseer.wants_changes():
             # Somebody has begun to listen since the session began, and nothing was sent yet.

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Connection, Dialect, Engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from flask_uow._core.isolation import current_bind
 from flask_uow._core.session import SessionSource, rebind
 from flask_uow.errors import ConfigurationError
 from flask_uow.extension import UnitOfWork
@@ -64,6 +65,9 @@ class Isolation:
         self._originals: dict[Connection, Engine | Connection] = {}
         """In whose place the connections are."""
 
+        self._used: set[Session] = set()
+        """Sessions that have begun on the connections, at the end."""
+
         self._changed: WeakKeyDictionary[Session, tuple[Any, Any]] = WeakKeyDictionary()
         """How sessions that have begun were set before."""
 
@@ -74,10 +78,15 @@ class Isolation:
         with ExitStack() as stack:
             stack.callback(self._put_back)
             for source in {uow._source: None for uow in self._uows}:
-                for bind in source.binds():
+                for bind in map(current_bind, source.binds()):
                     self._connection_for(bind, stack)
                 for maker in source.makers():
                     self._configure(maker, stack)
+                if source.find_open is not None and (session := source.find_open()) is not None:
+                    # A registry's, from before, which somebody may use past the UnitOfWork.
+                    _refuse_begun(session)
+                    self._change(session)
+                    rebind(session, {self._originals[each]: each for each in self._connections})
                 source.detours.append(self._lead)
                 stack.callback(source.detours.remove, self._lead)
             self._stack = stack.pop_all()
@@ -103,6 +112,7 @@ class Isolation:
 
     def _leave(self, key: _Key) -> None:
         is_all = True
+        self._used.update(_shared[key].sessions)
         try:
             is_all = _shared[key].leave()
         finally:
@@ -126,17 +136,23 @@ class Isolation:
     def _lead(self, session: Session, bind: Engine | Connection) -> Connection:
         """Return the connection that *session* is to use; see `Detour`."""
         connection = self._connection_for(bind, self._stack)
+        self._change(session)
+        _shared[_key(bind)].touch(session)
+        return connection
+
+    def _change(self, session: Session) -> None:
+        """Let the transactions of *session* be savepoints."""
         if session not in self._changed:
             self._changed[session] = session.join_transaction_mode, session.twophase
             session.join_transaction_mode, session.twophase = "create_savepoint", False
-        _shared[_key(bind)].touch(session)
-        return connection
 
     def _put_back(self) -> None:
         for session, (mode, twophase) in list(self._changed.items()):
             session.join_transaction_mode, session.twophase = mode, twophase
-            # One that was made inside, and lives on, goes back to the databases.
+        # Those that were made inside, and live on, go back to the databases.
+        for session in {*self._changed, *self._used}:
             rebind(session, self._originals)
+        self._used.clear()
         self._changed.clear()
         self._connections = []
         self._keys.clear()
@@ -157,8 +173,17 @@ def _key(bind: Engine | Connection) -> _Key:
 def _refuse_active(uow: UnitOfWork) -> None:
     scope = uow._scope_or_none()
     if scope is not None and (scope.current() is not None or scope._in_transaction()):
-        raise ConfigurationError(
-            "isolate()",
-            f"was entered while a transaction of {uow!r} was active, which it cannot undo. Enter it before the first "
-            "use of the session, or commit() or rollback() before.",
-        )
+        raise _active(repr(uow))
+
+
+def _refuse_begun(session: Session) -> None:
+    if session.in_transaction():
+        raise _active("a session of the registry")
+
+
+def _active(whose: str) -> ConfigurationError:
+    return ConfigurationError(
+        "isolate()",
+        f"was entered while a transaction of {whose} was active, which it cannot undo. Enter it before the first use "
+        "of the session, or commit() or rollback() before.",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -9,7 +10,7 @@ from contextlib import ExitStack, suppress
 from functools import cache
 from threading import Condition, get_ident
 from typing import Any, Final, NoReturn
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection, Engine, NestedTransaction, event
 from sqlalchemy.engine import ExceptionContext
@@ -18,10 +19,13 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from flask_uow._core.connection import begin_at_once, committing, refuse_autocommit
 from flask_uow._core.isolation import isolated
+from flask_uow._core.journal import about_nothing
 from flask_uow._core.verbs import defines, only_reads
 from flask_uow.errors import ConfigurationError
 
 __all__ = ["SharedConnection"]
+
+logger = logging.getLogger("flask_uow.testing")
 
 _PATIENCE: Final = 10.0
 """In seconds, for how long a thread waits for the transaction of another one."""
@@ -37,7 +41,19 @@ _CONTROL: Final = re.compile(rf"({_BEGIN}|{_KEEP}|ROLLBACK TO SAVEPOINT) (\S+)")
 class _Savepoint:
     """A savepoint that was made of the connection: a session's transaction, or one inside that."""
 
-    __slots__ = ("begins", "is_ending", "is_lost", "is_new", "is_real", "name", "options", "session", "thread", "wrote")
+    __slots__ = (
+        "begins",
+        "has_taken",
+        "is_ending",
+        "is_lost",
+        "is_new",
+        "is_real",
+        "name",
+        "options",
+        "session",
+        "thread",
+        "wrote",
+    )
 
     def __init__(self, name: str, session: Session | None, thread: int, options: Any) -> None:
         self.name = name
@@ -60,6 +76,9 @@ class _Savepoint:
 
         self.is_ending = False
         """Whether its end was sent, and not answered."""
+
+        self.has_taken = False
+        """Whether the committed transaction of another session is a part of it."""
 
         self.is_lost = False
         """Whether the rollback of another has taken along what was written in it."""
@@ -107,6 +126,9 @@ class SharedConnection:
         self._touched: dict[int, Session] = {}
         """The session that is about to send something, by thread."""
 
+        self.sessions: WeakSet[Session] = WeakSet()
+        """Those that have begun on it."""
+
         self._bases: list[NestedTransaction] = []
         """What all the rest is in, one for each ``isolate()`` inside another."""
 
@@ -117,7 +139,7 @@ class SharedConnection:
                 stack.callback(self.connection.begin().rollback)
             begin_at_once(self.connection)
             refuse_autocommit(self.connection)
-            stack.enter_context(isolated(self.connection))
+            stack.enter_context(isolated(self.connection, bind))
             self._listen(stack)
             if is_ours:
                 stack.callback(self._unprotect)
@@ -214,6 +236,7 @@ class SharedConnection:
         """Learn that the last savepoint is the session's own."""
         with self._condition:
             self._touched[get_ident()] = session
+            self.sessions.add(session)
             savepoint = self._savepoints[-1] if self._savepoints else None
             if savepoint is not None and savepoint.is_new:
                 savepoint.is_new, savepoint.session = False, session
@@ -270,6 +293,9 @@ class SharedConnection:
 
     def _failed(self, context: ExceptionContext) -> None:
         if context.connection is self.connection:
+            if not isinstance(context.original_exception, self.connection.dialect.loaded_dbapi.Error):
+                # What interrupts a program, or a test has raised, is no reason to lose all that the test has done.
+                context.is_disconnect = False
             with self._condition:
                 self._executing = None
                 self._condition.notify_all()
@@ -303,6 +329,12 @@ class SharedConnection:
             for each in others:
                 each.is_real, each.is_lost = False, each.wrote
         savepoint.is_ending = True
+        if savepoint.has_taken and not keeps:
+            logger.warning(
+                "isolate() has one connection: the rollback of a session that has written takes along what was "
+                "committed since by others, in REQUIRES_NEW or in requests. Let the session commit() first.",
+                extra=about_nothing(),
+            )
         if keeps and savepoint.begins:
             if savepoint.is_lost:
                 raise ConfigurationError(
@@ -330,9 +362,13 @@ class SharedConnection:
                 self._send(f"RELEASE SAVEPOINT {savepoint.name}")
         elif savepoint.begins and savepoint.wrote:
             self._take_away(self._readers_on_top())
+            around = [each for each in self._savepoints[:index] if each.is_real and each.begins]
+            for each in around[-1:]:
+                each.has_taken = True
         elif not savepoint.begins:
             for outer in reversed(self._savepoints[:index]):
                 outer.wrote |= savepoint.wrote and outer.session is session
+                outer.has_taken |= savepoint.has_taken and outer.session is session
 
     def _undo_failed_ends(self) -> None:
         """Roll back what was to be released, and could not; SQLAlchemy believes that there is nothing to do."""

@@ -10,7 +10,7 @@ from typing import Final
 
 from hypothesis.configuration import set_hypothesis_home_dir
 
-PROGRAMS: Final = int(os.environ.get("FLASK_UOW_TEST_PROGRAMS", "2000"))
+PROGRAMS: Final = int(os.environ.get("FLASK_UOW_TEST_PROGRAMS", "1200"))
 """How many random programs there are."""
 
 # Its cache would go into the current folder, as soon as the tests are collected.

@@ -33,7 +33,7 @@ from flask_uow import (
     flask_scoped_session,
 )
 from flask_uow._core.session import binds_of
-from flask_uow.testing import isolate, sharing
+from flask_uow.testing import inject, isolate, sharing
 from tests.conftest import Base, Book, Loan, Log, sqlite_engine, titles
 from tests.testing.conftest import Shop, make_shop
 
@@ -1084,3 +1084,103 @@ def test_two_hundred_tests(postgresql: Engine) -> None:
 
     assert seen == {("Emma",)}
     assert titles(postgresql) == before == ["Emma"]
+
+
+# Sessions that were there before, or are there afterwards
+
+
+def test_registry_that_was_in_use(any_engine: Engine) -> None:
+    """A registry's session from before is isolated, and goes back to its database; so does one from inside."""
+    registry = scoped_session(sessionmaker(any_engine))
+    uow = UnitOfWork(registry)
+    registry.add(Book(title="Emma"))
+    registry.commit()
+
+    for _ in range(2):
+        with isolate(uow) as [connection]:
+            registry.add(Book(title="Sanditon"))
+            registry.commit()
+            inside = books(connection)
+    after = sorted(registry.scalars(select(Book.title)))
+    registry.remove()
+
+    assert (inside, after) == (["Emma", "Sanditon"], ["Emma"])
+    assert titles(any_engine) == ["Emma"]
+
+
+def test_registry_that_was_not_in_use(database: Engine) -> None:
+    """What a registry has opened inside, and keeps, goes back to its database."""
+    registry = scoped_session(sessionmaker(database))
+    uow = UnitOfWork(registry)
+
+    for _ in range(2):
+        with isolate(uow):
+            registry.add(Book(title="Emma"))
+            registry.commit()
+    registry.add(Book(title="Sanditon"))
+    registry.commit()
+    registry.remove()
+
+    assert titles(database) == ["Sanditon"]
+
+
+def test_registry_in_a_transaction(database: Engine) -> None:
+    """A registry whose session is in a transaction is told about, and nothing is isolated."""
+    registry = scoped_session(sessionmaker(database))
+    uow = UnitOfWork(registry)
+    registry.scalars(select(Book)).all()
+
+    with pytest.raises(ConfigurationError, match="a session of the registry was active"):
+        isolate(uow).__enter__()
+    registry.remove()
+
+    assert uow._source.detours == []
+    assert database.pool.checkedout() == 0  # type: ignore[attr-defined] # a QueuePool counts
+
+
+def test_session_that_was_opened_and_not_used(any_shop: Shop) -> None:
+    """A session that was opened inside, and is first used after it, uses the database."""
+    with any_shop.app.app_context():
+        with isolate(any_shop.uow):
+            session = any_shop.uow.session
+        with isolate(any_shop.uow) as [connection]:
+            session.add(Book(title="Emma"))
+            session.commit()
+            inside = books(connection)
+        session.add(Book(title="Sanditon"))
+        session.commit()
+
+    assert inside == ["Emma"]
+    assert titles(any_shop.engine) == ["Sanditon"]
+
+
+@pytest.mark.parametrize("error", [TimeoutError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("at", [1, "commit"])
+def test_interrupt(any_shop: Shop, error: type[BaseException], at: Any) -> None:
+    """What interrupts the app does not take along what the test has done."""
+    with isolate(any_shop.uow) as [connection]:
+        any_shop.client.post("/Emma")
+        with inject(any_shop.uow, error, at=at), pytest.raises(error):
+            any_shop.client.post("/Sanditon")
+        any_shop.client.post("/Persuasion")
+        inside = books(connection)
+
+    assert inside == ["Emma", "Persuasion"]
+
+
+def test_rollback_that_takes_along_what_was_committed(any_shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """Where a session that has written is rolled back, and a request was committed since, that is told."""
+    with isolate(any_shop.uow) as [connection]:
+        with Session(connection) as session:
+            session.add(Book(title="Emma"))
+            session.flush()
+            with session.begin_nested():
+                session.add(Book(title="Lodore"))
+                session.flush()
+                any_shop.client.post("/Sanditon")
+            told_at_first = list(caplog.messages)
+        inside = books(connection)
+
+    assert told_at_first == []
+    assert [message.partition(":")[0] for message in caplog.messages] == ["isolate() has one connection"]
+    assert inside == []
