@@ -104,9 +104,8 @@ def _binds_of_maker(make: Callable[[], object]) -> Binds:
 
 
 def _makers_of(registry: scoped_session[Any]) -> list[sessionmaker[Any]]:
-    maker = registry.registry.createfunc
-    if isinstance(maker, _Announcing):
-        maker = maker._create
+    # That of a registry is covered by our own.
+    maker = cast(_Announcing, registry.registry.createfunc)._create
     return [maker] if isinstance(maker, sessionmaker) else []
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, Final, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -16,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from flask_uow._core.isolation import is_isolated
 from flask_uow._core.limits import Limit, limit_of
+from flask_uow._core.once import once
 from flask_uow._core.pool import put_back_later, send
 from flask_uow._core.stopwatch import Stopwatch
 from flask_uow._core.verbs import changes, is_control, only_reads, writes
@@ -605,7 +605,7 @@ def _allow_transactions_to_write(dbapi: Any) -> None:
 # Statements
 
 
-@cache
+@once
 def listen_to_errors() -> None:
     """Listen to what goes wrong on all engines.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from itertools import chain, islice
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary, ref
@@ -39,6 +39,7 @@ from flask_uow._core.connection import (
 from flask_uow._core.faults import was_answered
 from flask_uow._core.isolation import Detour, current_bind, is_isolated
 from flask_uow._core.leftovers import Leftovers, find_leftovers
+from flask_uow._core.once import once
 from flask_uow._core.places import Places
 from flask_uow._core.statements import described
 from flask_uow._core.stopwatch import Stopwatch
@@ -115,8 +116,7 @@ def rebind(session: Session, binds: Mapping[Any, Engine | Connection]) -> None:
     if session.bind in binds:
         session.bind = binds[session.bind]
     for what, bind in [*_other_binds(session).items()]:
-        if bind in binds:
-            session._add_bind(what, binds[bind])
+        session._add_bind(what, binds.get(bind, bind))
 
 
 def _other_binds(session: Session) -> Mapping[Any, Engine | Connection]:
@@ -890,7 +890,7 @@ def _described(instance: object) -> str:
     return f"{type(instance).__name__} {', '.join(map(repr, state.identity or ()))}"
 
 
-@cache
+@once
 def _listen() -> None:
     """Listen to all sessions; those that nobody watches cost a look into a dict.
 
@@ -904,7 +904,7 @@ def _listen() -> None:
     listen_to_errors()
 
 
-@cache
+@once
 def listen_to_flushes() -> None:
     """Listen to what sessions write, from the first transaction on that may not."""
     event.listen(Session, "before_flush", _before_flush, insert=True)

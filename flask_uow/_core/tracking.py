@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
-from functools import cache
 from typing import Any, Final
 
 from sqlalchemy import Connection, event, inspect
@@ -14,6 +13,7 @@ from sqlalchemy.orm.interfaces import EXT_CONTINUE
 from flask_uow._core.changes import NO_VALUE, ChangeSet, Entry, Layout, Row
 from flask_uow._core.ledger import Ledger
 from flask_uow._core.mapping import Link, Plan, Source, State, forget_plans, plan_of
+from flask_uow._core.once import once
 from flask_uow._core.statements import Described, bulk_changes, connection_of
 
 __all__ = ["Record", "Span", "listen_to_writes", "track", "untrack"]
@@ -363,7 +363,7 @@ def untrack(session: Session) -> None:
     _records.pop(session.hash_key, None)
 
 
-@cache
+@once
 def listen_to_writes() -> None:
     """Listen to all mappers and sessions, from the first one on that is followed.
 

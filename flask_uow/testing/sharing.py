@@ -7,7 +7,6 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
-from functools import cache
 from threading import Condition, get_ident
 from typing import Any, Final, NoReturn
 from weakref import WeakKeyDictionary, WeakSet
@@ -20,6 +19,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from flask_uow._core.connection import begin_at_once, committing, refuse_autocommit
 from flask_uow._core.isolation import isolated
 from flask_uow._core.journal import about_nothing
+from flask_uow._core.once import once
 from flask_uow._core.verbs import defines, only_reads
 from flask_uow.errors import ConfigurationError
 
@@ -476,7 +476,7 @@ def _violation() -> sqlite3.IntegrityError:
 _shared: WeakKeyDictionary[Connection, SharedConnection] = WeakKeyDictionary()
 
 
-@cache
+@once
 def _listen_to_sessions() -> None:
     event.listen(Session, "after_begin", _after_begin, insert=True)
 

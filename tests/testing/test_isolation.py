@@ -12,7 +12,7 @@ import pytest
 from flask import Flask, current_app
 from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy_lite import SQLAlchemy as Lite
-from sqlalchemy import Connection, Engine, Text, create_engine, select, text
+from sqlalchemy import Connection, Engine, Text, create_engine, event, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 from sqlalchemy.pool import StaticPool
@@ -1184,3 +1184,35 @@ def test_rollback_that_takes_along_what_was_committed(any_shop: Shop, caplog: py
     assert told_at_first == []
     assert [message.partition(":")[0] for message in caplog.messages] == ["isolate() has one connection"]
     assert inside == []
+
+
+def test_error_on_another_connection(any_shop: Shop) -> None:
+    """What goes wrong on another connection of the engine is not the affair of the isolated one."""
+    with isolate(any_shop.uow) as [connection]:
+        with pytest.raises(SQLAlchemyError), any_shop.engine.connect() as other:
+            other.execute(text("SELECT * FROM missing"))
+        any_shop.client.post("/Emma")
+        inside = books(connection)
+
+    assert inside == ["Emma"]
+
+
+def test_savepoint_that_cannot_be_released(any_shop: Shop) -> None:
+    """A savepoint inside a transaction that cannot be released is rolled back with the transaction."""
+    fails = [True]
+
+    def fail(_connection: Connection, _cursor: object, statement: str, *_rest: object) -> None:
+        if fails and statement.startswith("RELEASE SAVEPOINT"):
+            fails.clear()
+            raise LookupError
+
+    with isolate(any_shop.uow) as [connection]:
+        event.listen(connection, "before_cursor_execute", fail)
+        with pytest.raises(LookupError), Session(connection) as session:
+            session.add(Book(title="Emma"))
+            with session.begin_nested():
+                session.add(Book(title="Sanditon"))
+        any_shop.client.post("/Persuasion")
+        inside = books(connection)
+
+    assert inside == ["Persuasion"]

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select, text, update
+from sqlalchemy.orm import scoped_session, sessionmaker
 
 from flask_uow import ConfigurationError, HookError, Outcome, ReadOnlyTransactionError, UnitOfWork
 from flask_uow.testing import HookCall, Recording, inject, isolate, record
 from tests.conftest import Book
-from tests.testing.conftest import Shop
+from tests.testing.conftest import Shop, make_shop
 
 
 def test_request_that_commits(any_shop: Shop) -> None:
@@ -330,3 +331,16 @@ def test_what_it_takes() -> None:
     """It takes one UnitOfWork."""
     with pytest.raises(ConfigurationError, match=r"record\(uow\)"):
         record(1)  # type: ignore[arg-type] # what is tested
+
+
+def test_session_that_was_there_before(shop: Shop) -> None:
+    """What a request sends with a session that a registry has begun before is recorded."""
+    registry = scoped_session(sessionmaker(shop.engine))
+    other = make_shop(shop.engine, UnitOfWork(registry))
+    registry.scalars(select(Book)).all()
+
+    with record(other.uow) as recording:
+        other.client.get("/")
+
+    assert len(recording.statements) == 1
+    registry.remove()
