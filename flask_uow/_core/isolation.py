@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Protocol
 from weakref import WeakKeyDictionary, WeakSet
@@ -37,7 +37,7 @@ def current_bind(bind: Engine | Connection) -> Engine | Connection:
 
 
 @contextmanager
-def isolated(connection: Connection, original: Engine | Connection) -> Iterator[None]:
+def isolated(connection: Connection, original: Engine | Connection) -> Generator[None]:
     """Let *connection* be one of them for a while, in the place of *original*."""
     _isolated.add(connection)
     _originals[connection] = original
