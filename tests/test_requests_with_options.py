@@ -373,10 +373,10 @@ def test_joined_block_can_tighten(uow: UnitOfWork, engine: Engine) -> None:
 def test_time_of_a_joined_block_is_its_own(uow: UnitOfWork, engine: Engine) -> None:
     """The time of a joined block that ended well is over with it."""
     with uow.transaction() as session:
-        with uow.transaction(timeout=0.02):
+        with uow.transaction(timeout=0.3):
             session.add(Book(title="kept"))
             session.flush()
-        wait(0.03)
+        wait(0.35)
         session.add(Book(title="kept"))
 
     assert titles(engine) == ["kept", "kept"]
