@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Literal, NoReturn, Self, cast
+from typing import Any, Final, Literal, NoReturn, Self, cast, get_args
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, event
@@ -27,7 +27,7 @@ __all__ = ["Fault", "Injection", "inject"]
 
 Fault = Literal["serialization_failure", "deadlock", "disconnect", "disconnect_at_commit"]
 
-_FAULTS: Final = ("serialization_failure", "deadlock", "disconnect", "disconnect_at_commit")
+_FAULTS: Final = get_args(Fault)
 
 _COMMIT: Final = "commit"
 

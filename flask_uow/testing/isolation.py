@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Dialect, Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_uow._core.isolation import current_bind
-from flask_uow._core.session import SessionSource, rebind
+from flask_uow._core.session import rebind
 from flask_uow.errors import ConfigurationError
 from flask_uow.extension import UnitOfWork
 from flask_uow.testing.sharing import SharedConnection
@@ -56,7 +56,6 @@ class Isolation:
 
     def __init__(self, uows: tuple[UnitOfWork, ...]) -> None:
         self._uows = uows
-        self._sources: list[SessionSource] = []
         self._connections: list[Connection] = []
         self._stack = ExitStack()
         self._home = 0

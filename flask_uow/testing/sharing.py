@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from threading import Condition, get_ident
 from typing import Any, Final, NoReturn
@@ -394,11 +394,10 @@ class SharedConnection:
         stay = [index for index, each in enumerate(real) if each.stays]
         return real[stay[-1] + 1 :]
 
-    def _take_away(self, savepoints: Iterable[_Savepoint]) -> None:
+    def _take_away(self, savepoints: list[_Savepoint]) -> None:
         """Take savepoints out of the database that are above all others, the first with those in it."""
-        for first in savepoints:
+        for first in savepoints[:1]:
             self._send(f"RELEASE SAVEPOINT {first.name}")
-            break
         for each in savepoints:
             each.is_real = False
 
