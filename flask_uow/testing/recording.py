@@ -10,7 +10,6 @@ from threading import RLock, get_ident
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple
 
-from flask import has_request_context, request
 from sqlalchemy.exc import DBAPIError
 
 from flask_uow._core.changes import BulkChange, Change, ChangeSet
@@ -28,6 +27,7 @@ from flask_uow._core.events import (
 )
 from flask_uow._core.tracking import listen_to_writes
 from flask_uow._core.transaction import Outcome, Transaction
+from flask_uow.context import current_endpoint
 from flask_uow.errors import ConfigurationError
 from flask_uow.extension import UnitOfWork
 
@@ -205,7 +205,7 @@ class Recording:
     def _draft(self, transaction: Transaction) -> _Draft:
         draft = self._drafts.get(transaction)
         if draft is None:
-            draft = self._drafts[transaction] = _Draft(request.endpoint if has_request_context() else None)
+            draft = self._drafts[transaction] = _Draft(current_endpoint())
         return draft
 
     def _end(self, transaction: Transaction, outcome: Outcome, error: BaseException | None, duration: float) -> None:
