@@ -21,8 +21,6 @@ def once(function: Callable[[], None]) -> Callable[[], None]:
     @wraps(function)
     def run() -> None:
         nonlocal is_done
-        if is_done:
-            return
         with lock:
             if not is_done:
                 function()
