@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from coverage import Coverage
 from sqlalchemy import Engine, create_engine
 
 Cut = Literal["before", "after", "midway", "half-open", "never"]
@@ -124,3 +125,17 @@ def proxied(postgresql: Engine) -> Iterator[tuple[Engine, Proxy]]:
 def proxied_mariadb(mariadb: Engine) -> Iterator[tuple[Engine, Proxy]]:
     """MariaDB behind a proxy."""
     yield from through_proxy(mariadb)
+
+
+@pytest.fixture
+def unmeasured() -> Iterator[None]:
+    """Lines that the test runs do not count as covered: by luck is not enough, and measuring takes most of its time."""
+    coverage = Coverage.current()
+    if coverage is None:
+        yield
+        return
+    coverage.stop()
+    try:
+        yield
+    finally:
+        coverage.start()

@@ -1359,6 +1359,7 @@ def budget(programs: int) -> settings:
     )
 
 
+@pytest.mark.usefixtures("unmeasured")
 @budget(PROGRAMS)
 @given(program=programs())
 def test_random_programs(sqlite: Arena, program: Program) -> None:
@@ -1369,6 +1370,7 @@ def test_random_programs(sqlite: Arena, program: Program) -> None:
     check(sqlite, program)
 
 
+@pytest.mark.usefixtures("unmeasured")
 @budget(max(1, PROGRAMS // 10))
 @given(program=programs())
 def test_random_programs_on_postgresql(postgresql: Arena, program: Program) -> None:

@@ -50,6 +50,7 @@ def bank(request: pytest.FixtureRequest) -> Iterator[Engine]:
     Base.metadata.drop_all(database)
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("level", ["SERIALIZABLE", "READ COMMITTED"])
 def test_transfers_in_opposite_order(app: Flask, bank: Engine, level: str) -> None:
     """Y1: 500 transfers each way, serialization failures or deadlocks: all answered 200, nothing lost or done twice."""

@@ -1260,6 +1260,7 @@ def programs() -> st.SearchStrategy[Program]:
     return st.lists(operations, min_size=1, max_size=3).map(tuple).map(numbered)
 
 
+@pytest.mark.usefixtures("unmeasured")
 @settings(
     max_examples=PROGRAMS,
     derandomize=False,
