@@ -454,7 +454,6 @@ class Link(Operation):
         other = work.find("label" if self.family == "document" else "party", self.other)
         if one is None or other is None:
             return
-        work.session.info[LINKED] = True
         here, there = ("labels", "documents") if self.family == "document" else ("friends", "friend_of")
         if self.by_other:
             one, other, here = other, one, there
@@ -463,6 +462,8 @@ class Link(Operation):
             linked.add(other)
         else:
             linked.discard(other)
+        # Afterwards, for reading the set may flush.
+        work.session.info[LINKED] = True
 
 
 @dataclass(frozen=True, repr=False)
@@ -666,7 +667,6 @@ class Work:
 
     def put(self, child: Any, parent: Any, names: tuple[str, str], *, by_list: bool) -> None:
         """Move a child to another parent, or away from the one that it has."""
-        self.session.info[LINKED] = True
         to_parent, to_children = names
         if not by_list:
             setattr(child, to_parent, parent)
@@ -675,6 +675,8 @@ class Work:
                 children.append(child)
         elif (parent := getattr(child, to_parent)) is not None and child in (children := getattr(parent, to_children)):
             children.remove(child)
+        # Afterwards, for reading the list may flush.
+        self.session.info[LINKED] = True
 
     def look(self) -> None:
         self.session.flush()
