@@ -7,6 +7,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import create_engine, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.pool import NullPool
 
 from flask_uow import UnitOfWork
 
@@ -18,7 +19,7 @@ class Book(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     title: Mapped[str]
 
-engine = create_engine("sqlite:///books.db")
+engine = create_engine("sqlite:///books.db", poolclass=NullPool)
 Base.metadata.drop_all(engine)
 Base.metadata.create_all(engine)
 books = UnitOfWork(sessionmaker(engine))
