@@ -15,6 +15,7 @@ from flask import Flask, Response
 from werkzeug.exceptions import HTTPException, InternalServerError
 
 from flask_uow._core.events import Notify
+from flask_uow._core.once import once
 from flask_uow._core.policy import Decision, on_error, on_status
 from flask_uow._core.recording import Recorder
 from flask_uow._core.retry import NOTHING_BEFORE, Attempt, Attempts, Retry
@@ -224,6 +225,7 @@ class Dispatch:
 
         self._with_registries: list[Managed] = []
 
+        self._look_for_order = once(self._tell_of_order)
         self._full_dispatch: Callable[..., Any] = self._dispatch_first
         self._bare_full_dispatch = bound_late(app, "full_dispatch_request")
         self._exception = bound_late(app, "handle_exception")
@@ -279,18 +281,19 @@ class Dispatch:
 
     def _dispatch_first(self, *args: Any, **kwargs: Any) -> Response:
         """Look for decorators in the wrong order before the first request is handled; those after it pay nothing."""
-        app = self._app
-        with self._lock:
-            if self._full_dispatch == self._dispatch_first:
-                found = find_misplaced(app)
-                if found and (app.testing or app.debug):
-                    # At each request, so that no test passes by luck.
-                    raise ConfigurationError(*advice(found))
-                if found:
-                    logger.warning("%s %s", *advice(found), extra=JOURNAL.about(None))
-                self._full_dispatch = self._bare_full_dispatch
+        self._look_for_order()
+        self._full_dispatch = self._bare_full_dispatch
         response: Response = self._bare_full_dispatch(*args, **kwargs)
         return response
+
+    def _tell_of_order(self) -> None:
+        app = self._app
+        found = find_misplaced(app)
+        if found and (app.testing or app.debug):
+            # At each request, so that no test passes by luck.
+            raise ConfigurationError(*advice(found))
+        if found:
+            logger.warning("%s %s", *advice(found), extra=JOURNAL.about(None))
 
     def _wrap(self) -> None:
         """Be outermost around what an extension may have replaced since, as some do for every app they are given."""
