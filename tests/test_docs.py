@@ -82,20 +82,26 @@ def close_connections() -> Iterator[None]:
         connection.close()
 
 
+def evaluate(page: Path) -> tuple[int, dict[str, Any]]:
+    """Run the Python of a page from top to bottom; return how many examples it has, and what is defined then."""
+    document = Sybil(parsers=[PythonCodeBlockParser()]).parse(page)
+    document.namespace["__name__"] = "page"
+    examples = list(document.examples())
+    for example in examples:
+        example.evaluate()
+    return len(examples), document.namespace
+
+
 @pytest.mark.usefixtures("close_connections")
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python of a page runs from top to bottom, starting from nothing; a page without any is listed as such."""
     monkeypatch.chdir(tmp_path)
-    document = Sybil(parsers=[PythonCodeBlockParser()]).parse(page)
 
-    document.namespace["__name__"] = "page"
-    examples = list(document.examples())
-    for example in examples:
-        example.evaluate()
+    examples, _ = evaluate(page)
 
     assert bool(examples) != (name_of(page) in WITHOUT_PYTHON)
-    assert len(blocks(page, "python")) <= len(examples)
+    assert len(blocks(page, "python")) <= examples
 
 
 @pytest.mark.usefixtures("close_connections")
@@ -207,9 +213,7 @@ def test_output_of_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """What the page on the command line says is printed is printed, by the app that is on it."""
     monkeypatch.chdir(tmp_path)
     page = ROOT / "docs/reference/command-line.md"
-    namespace: dict[str, Any] = {"__name__": "page"}
-    for block in blocks(page, "python"):
-        exec(block, namespace)
+    _, namespace = evaluate(page)
     documented = [block for block in blocks(page, "text") if block.startswith("$ ")]
 
     commands = [block.splitlines()[0].removeprefix("$ flask ") for block in documented]

@@ -59,7 +59,6 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]
         session.add_all([Book(title="Lady Susan", copies=3), Member(name="Alan", email="alan@example.org")])
         session.commit()
     yield engine
-    engine.dispose()
     Base.metadata.drop_all(engine)
     engine.dispose()
 

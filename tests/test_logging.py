@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import Engine, event, select
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import Engine, select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_uow import Backoff, CommitOutcomeUnknownError, UnitOfWork, flask_scoped_session, signals
+from flask_uow.testing import inject
 from tests.conftest import Book, conflict, titles
 
 
@@ -47,6 +48,13 @@ def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     logger.removeHandler(handler)
     logger.setLevel(logging.NOTSET)
+
+
+class Broken(flask_scoped_session):
+    """One that cannot be removed."""
+
+    def remove(self) -> None:
+        raise LookupError("broken")
 
 
 Lines = Callable[[], list[dict[str, Any]]]
@@ -112,14 +120,9 @@ class Scenario:
 
     def run(self, uow: UnitOfWork, seen: Seen) -> None:
         """Do it in a transaction, whose id is then in *seen*."""
-        receiver = broken if self.work is store else note_nothing
         options = {"backoff": Backoff(base=0.0), **self.options}
-        with signals.after_commit.connected_to(receiver), suppress(LookupError, OperationalError):
+        with signals.after_commit.connected_to(broken), suppress(LookupError, OperationalError):
             uow.transactional(**options)(self.work)(uow, seen)
-
-
-def note_nothing(_sender: object, **_extra: object) -> None:
-    """Hear of it."""
 
 
 SCENARIOS = [
@@ -177,7 +180,7 @@ LOST: list[tuple[Any, str, str]] = [
 
 
 @pytest.mark.parametrize("lost", LOST, ids=["unknown", "stored", "failing"])
-def test_lost_answer(app: Flask, uow: UnitOfWork, engine: Engine, lines: Lines, lost: tuple[Any, str, str]) -> None:
+def test_lost_answer(app: Flask, uow: UnitOfWork, lines: Lines, lost: tuple[Any, str, str]) -> None:
     """What is said of a COMMIT without an answer names its transaction and its endpoint."""
     verify, level, message = lost
     uow.init_app(app)
@@ -194,12 +197,8 @@ def test_lost_answer(app: Flask, uow: UnitOfWork, engine: Engine, lines: Lines, 
     def unknown(_error: CommitOutcomeUnknownError) -> tuple[str, int]:
         return "unknown", 503
 
-    def cut(_connection: object) -> None:
-        raise DBAPIError("COMMIT", None, TimeoutError(), connection_invalidated=True)
-
-    event.listen(engine, "commit", cut)
-    app.test_client().post("/")
-    event.remove(engine, "commit", cut)
+    with inject(uow, "disconnect_at_commit"):
+        app.test_client().post("/")
 
     (line,) = [line for line in lines() if message in line["message"]]
     assert (line["logger"], line["level"]) == ("flask_uow.commit", level)
@@ -213,10 +212,6 @@ def test_failing_teardown(app: Flask, engine: Engine, lines: Lines) -> None:
         def close(self) -> None:
             super().close()
             raise LookupError("stuck")
-
-    class Broken(flask_scoped_session):
-        def remove(self) -> None:
-            raise LookupError("broken")
 
     uow = UnitOfWork(sessionmaker(engine, class_=Stubborn), app)
     Broken(Session, app)
@@ -236,11 +231,6 @@ def test_failing_teardown(app: Flask, engine: Engine, lines: Lines) -> None:
 
 def test_teardown_of_an_app_context(app: Flask, uow: UnitOfWork, lines: Lines) -> None:
     """A context without a request has no endpoint, whether or not anybody has used a session in it."""
-
-    class Broken(flask_scoped_session):
-        def remove(self) -> None:
-            raise LookupError("broken")
-
     uow.init_app(app)
     Broken(Session, app)
 

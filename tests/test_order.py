@@ -275,22 +275,17 @@ class Silent:
     def __call__(self) -> None: ...
 
 
-class Unknown(Silent):
-    """A view that nobody can refer to."""
-
-    __slots__ = ("__wrapped__",)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.__wrapped__ = function
-
-
 class Wrapping(Silent):
     """A view that says what it wraps."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.__wrapped__ = function
+
+
+class Unknown(Wrapping):
+    """A view that nobody can refer to."""
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def test_objects_as_views(app: Flask) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from flask_uow import Backoff, Propagation, UnitOfWork
 from flask_uow.audit import AuditTrail
+from flask_uow.testing import inject
 from tests.conftest import Base, Book, conflict, titles
 
 ALWAYS, NEVER = 1e-9, 3600.0
@@ -265,17 +266,16 @@ def test_refused_statements(slow: UnitOfWork, caplog: pytest.LogCaptureFixture) 
     assert the_one(caplog).time_in_database < A_WHILE
 
 
-def test_statements_of_ours(slow: UnitOfWork, caplog: pytest.LogCaptureFixture) -> None:
+def test_statements_of_ours(slow: UnitOfWork, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     """The rows of an audit trail, and limits of time, are no statements of the user's."""
     trail = AuditTrail(slow, Base)
-    assert isinstance(slow._source.open().get_bind(), Engine)
-    Base.metadata.create_all(slow._source.open().get_bind())
+    Base.metadata.create_all(engine)
     try:
         with slow.transaction(timeout=60) as session:
             session.add(Book(title="Emma"))
         assert the_one(caplog).statements == 1
     finally:
-        trail.table.drop(slow._source.open().get_bind())
+        trail.table.drop(engine)
         Base.metadata.remove(trail.table)
 
 
@@ -346,13 +346,8 @@ def test_lost_answer(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     """A transaction of which nobody knows the end is told as such."""
     uow = UnitOfWork(sessionmaker(engine), slow_transaction=ALWAYS)
 
-    def cut(_connection: object) -> None:
-        raise DBAPIError("COMMIT", None, TimeoutError(), connection_invalidated=True)
-
-    event.listen(engine, "commit", cut)
-    with suppress(Exception), uow.transaction() as session:
+    with inject(uow, "disconnect_at_commit"), suppress(Exception), uow.transaction() as session:
         session.add(Book(title="Emma"))
-    event.remove(engine, "commit", cut)
 
     assert (the_one(caplog).outcome, titles(engine)) == ("unknown", [])
 

@@ -245,10 +245,8 @@ def test_methods_that_flask_adds(app: Flask) -> None:
     assert [row[1] for row in table(app, "--all-methods")[1:]] == ["GET, HEAD, OPTIONS", "OPTIONS"]
 
 
-def test_domains(engine: Engine) -> None:
+def test_domains(app: Flask) -> None:
     """Subdomains have a column."""
-    app = Flask("bookshop", static_folder=None)
-    UnitOfWork(engine, app)
     app.add_url_rule("/", "index", view, subdomain="api")
     app.add_url_rule("/", "start", view)
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,8 @@ from tests.testing.conftest import Shop, make_shop
 @pytest.fixture(params=["plain", "isolated"])
 def wrapped_shop(request: pytest.FixtureRequest, any_shop: Shop) -> Any:
     """The app as it is, and isolated."""
-    if request.param == "plain":
+    with isolate(any_shop.uow) if request.param == "isolated" else nullcontext():
         yield any_shop
-    else:
-        with isolate(any_shop.uow):
-            yield any_shop
 
 
 def stored(shop: Shop) -> list[str]:
@@ -75,20 +72,15 @@ def test_error_of_the_driver(wrapped_shop: Shop, fault: Any) -> None:
     assert not error.connection_invalidated
 
 
-def test_transaction_of_the_server_is_given_up(postgresql_shop: Shop) -> None:
+def test_transaction_of_the_server_is_given_up(postgresql: Engine) -> None:
     """PostgreSQL itself has given the transaction up, and refuses what comes after."""
-    uow = UnitOfWork(sessionmaker(postgresql_shop.engine), strict=False)
+    uow = UnitOfWork(sessionmaker(postgresql), strict=False)
 
     with inject(uow, "deadlock"), pytest.raises(UnexpectedRollbackError), uow.transaction() as session:
         with suppress(SQLAlchemyError):
             session.execute(text("SELECT 1"))
         with pytest.raises(DBAPIError, match="current transaction is aborted"):
             session.execute(text("SELECT 1"))
-
-
-@pytest.fixture
-def postgresql_shop(postgresql: Any) -> Shop:
-    return make_shop(postgresql)
 
 
 def test_swallowed(wrapped_shop: Shop) -> None:
@@ -224,9 +216,7 @@ def test_disconnect_at_commit_is_looked_into(any_shop: Shop, is_isolated: bool) 
         asked.append(session.scalars(select(Book.title)).all())
         return bool(asked[-1])
 
-    with ExitStack() as stack:
-        if is_isolated:
-            stack.enter_context(isolate(uow))
+    with isolate(uow) if is_isolated else nullcontext():
         with (
             inject(uow, "disconnect", at="commit"),
             pytest.raises(DBAPIError),

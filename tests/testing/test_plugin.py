@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 BOOKSHOP = """
@@ -101,30 +103,32 @@ def test_nothing_goes_on():
 """
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Leave out what else is installed, but where the plugin has to be found."""
-    if "entry_point" not in request.node.name:
-        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+Run = Callable[[str], pytest.RunResult]
 
 
-def run(pytester: pytest.Pytester) -> pytest.RunResult:
-    return pytester.runpytest_inprocess("-p", "flask_uow.pytest_plugin", "-p", "no:cacheprovider")
+@pytest.fixture
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a test module with the plugin alone, without what else is installed."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+    def run(module: str) -> pytest.RunResult:
+        pytester.makepyfile(module)
+        return pytester.runpytest_inprocess("-p", "flask_uow.pytest_plugin", "-p", "no:cacheprovider")
+
+    return run
 
 
 @pytest.mark.parametrize("where", [WITH_APP, WITH_UOW, WITH_SEVERAL], ids=["app", "uow", "several"])
-def test_fixtures(pytester: pytest.Pytester, where: str) -> None:
+def test_fixtures(run: Run, where: str) -> None:
     """The fixtures are about the app, or about what a fixture of the user's returns, and end with the test."""
-    pytester.makepyfile(BOOKSHOP + where + TESTS)
-
-    result = run(pytester)
+    result = run(BOOKSHOP + where + TESTS)
 
     result.assert_outcomes(passed=7)
 
 
-def test_all_of_an_app(pytester: pytest.Pytester) -> None:
+def test_all_of_an_app(run: Run) -> None:
     """All UnitOfWork objects of an app are isolated."""
-    pytester.makepyfile(
+    result = run(
         BOOKSHOP
         + WITH_APP
         + """
@@ -137,24 +141,20 @@ def test_nothing_is_left():
 """
     )
 
-    result = run(pytester)
-
     result.assert_outcomes(passed=2)
 
 
-def test_without_a_unit_of_work(pytester: pytest.Pytester) -> None:
+def test_without_a_unit_of_work(run: Run) -> None:
     """Where there is none, the test is told what to write."""
-    pytester.makepyfile("def test_isolated(uow_isolate): ...")
-
-    result = run(pytester)
+    result = run("def test_isolated(uow_isolate): ...")
 
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*The fixture 'uow_isolate' needs a UnitOfWork. Write a fixture 'uow'*"])
 
 
-def test_fixture_that_lacks_another(pytester: pytest.Pytester) -> None:
+def test_fixture_that_lacks_another(run: Run) -> None:
     """A fixture of the user's that lacks one of its own says so itself."""
-    pytester.makepyfile(
+    result = run(
         """
 import pytest
 
@@ -164,8 +164,6 @@ def uow(missing): ...
 def test_isolated(uow_isolate): ...
 """
     )
-
-    result = run(pytester)
 
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*fixture 'missing' not found*"])
@@ -182,9 +180,9 @@ def test_entry_point(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=7)
 
 
-def test_nothing_unasked(pytester: pytest.Pytester) -> None:
+def test_nothing_unasked(run: Run) -> None:
     """A test that asks for nothing is not isolated, recorded or failed."""
-    pytester.makepyfile(
+    result = run(
         BOOKSHOP
         + WITH_APP
         + """
@@ -195,14 +193,12 @@ def test_plain(app):
 """
     )
 
-    result = run(pytester)
-
     result.assert_outcomes(passed=1)
 
 
-def test_session_in_use(pytester: pytest.Pytester) -> None:
+def test_session_in_use(run: Run) -> None:
     """Where a fixture of the user's has a session in use, the test is told, and not isolated by halves."""
-    pytester.makepyfile(
+    result = run(
         BOOKSHOP
         + WITH_APP
         + """
@@ -229,8 +225,6 @@ def test_isolated_in_a_context(context, uow_isolate):
     books.session.commit()
 """
     )
-
-    result = run(pytester)
 
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(["*was entered while a transaction of*"])

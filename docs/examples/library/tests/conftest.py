@@ -69,9 +69,8 @@ def client(app: Flask) -> FlaskClient:
 
 
 @pytest.fixture
-def outbox(app: Flask) -> Iterator[list[tuple[str, str]]]:
+def outbox(app: Flask) -> list[tuple[str, str]]:
     """The mails that were sent in a test."""
     mails: list[tuple[str, str]] = app.extensions["library.outbox"]
     mails.clear()
-    yield mails
-    mails.clear()
+    return mails
