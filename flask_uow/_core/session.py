@@ -647,6 +647,7 @@ class WatchedSession:
         """Do the rest of ``session.commit()``, the answer to which was lost, now that it is known to have succeeded."""
         root = self.session.get_transaction()
         assert root is not None
+        self._aside = None
         try:
             root._state = type(root._state).COMMITTED
             self.session.dispatch.after_commit(self.session)

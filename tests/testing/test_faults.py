@@ -242,6 +242,22 @@ def test_verify_that_is_wrong(shop: Shop) -> None:
     assert seen == ["Sanditon"]
 
 
+def test_rollback_after_a_lost_answer(any_shop: Shop) -> None:
+    """What was found out to be stored does not come back with the next rollback."""
+    with isolate(any_shop.uow), any_shop.app.app_context():
+        session = any_shop.uow.session
+        with inject(any_shop.uow, "disconnect_at_commit"), any_shop.uow.transaction(verify=lambda _: True):
+            session.add(Book(title="Emma"))
+        with suppress(LookupError), any_shop.uow.transaction():
+            session.add(Book(title="Sanditon"))
+            session.flush()
+            raise LookupError
+        seen = session.scalars(select(Book.title)).all()
+
+    assert "Sanditon" not in seen
+    assert stored(any_shop) == []
+
+
 def _fails_with(engine: Engine) -> None:
     shop = make_shop(engine)
     with inject(shop.uow, "serialization_failure"):
