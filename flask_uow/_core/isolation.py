@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
@@ -14,8 +14,8 @@ __all__ = ["Detour", "current_bind", "is_isolated", "isolated"]
 
 _isolated: WeakSet[Connection] = WeakSet()
 
-_originals: WeakKeyDictionary[Connection, Engine | Connection] = WeakKeyDictionary()
-"""In whose place they are, or were: a session that was made then, and is used later, still has one."""
+_stand_ins: WeakSet[Connection] = WeakSet()
+"""Those that are, or were, in the place of their engines: a session that was made then, and is used later, has one."""
 
 
 class Detour(Protocol):
@@ -33,14 +33,15 @@ def is_isolated(bind: object) -> bool:
 
 def current_bind(bind: Engine | Connection) -> Engine | Connection:
     """Return *bind*, or in whose place it was, if it was one of them, and is closed."""
-    return _originals.get(bind, bind) if isinstance(bind, Connection) and bind.closed else bind
+    return bind.engine if isinstance(bind, Connection) and bind.closed and bind in _stand_ins else bind
 
 
 @contextmanager
 def isolated(connection: Connection, original: Engine | Connection) -> Generator[None]:
     """Let *connection* be one of them for a while, in the place of *original*."""
     _isolated.add(connection)
-    _originals[connection] = original
+    if original is not connection:
+        _stand_ins.add(connection)
     try:
         yield
     finally:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from itertools import product
@@ -607,6 +609,20 @@ def test_connection_of_a_user_outside_a_transaction(database: Engine) -> None:
 
     assert is_over
     assert titles(database) == []
+
+
+def test_connection_of_a_user_is_let_go(database: Engine) -> None:
+    """Nobody keeps a connection that was isolated once."""
+    connection = database.connect()
+    with isolate(UnitOfWork(sessionmaker(connection))):
+        pass
+    connection.close()
+    reference = weakref.ref(connection)
+
+    del connection
+    gc.collect()
+
+    assert reference() is None
 
 
 def test_memory() -> None:
