@@ -92,7 +92,7 @@ class Managed:
         self.source = source
         self.runtime = Runtime(
             source,
-            Publisher(app, self._synchronise, JOURNAL, observers=observers),
+            Publisher(app, self._synchronise, journal=JOURNAL, observers=observers),
             self._judge,
             settings.manual_commit,
             self._hook_errors,

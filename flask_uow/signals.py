@@ -83,9 +83,6 @@ _ARGUMENTS: Final = {kind: tuple(field.name for field in fields(kind)) for kind 
 Synchronise = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-_JOURNAL: Final = Journal()
-
-
 def _no_loop(receiver: Callable[..., Any]) -> Callable[..., Any]:
     raise RuntimeError(
         f"The receiver {receiver!r} is a coroutine function, and outside Flask there is no loop to run it in."
@@ -108,8 +105,8 @@ class Publisher:
         self,
         sender: object,
         synchronise: Synchronise = _no_loop,
-        journal: Journal = _JOURNAL,
         *,
+        journal: Journal,
         observers: Collection[Notify] = (),
     ) -> None:
         self._journal = journal

@@ -112,7 +112,7 @@ class Block:
         else:
             self._scope = outer or Scope(runtime, label=self._label)
         if self._scope is not outer:
-            enter_scope(self._scope, runtime, outer, self._label)
+            enter_scope(self._scope, runtime, outer)
         try:
             self._take(step)
         except BaseException as error:
@@ -193,19 +193,18 @@ def end_begun(
 _SUSPENDING: Final = (Step.BEGIN_ANOTHER, Step.STEP_OUT)
 
 
-def enter_scope(scope: Scope, runtime: Runtime, outer: Scope | None, block: str) -> None:
-    """Make *scope* the current one for *block*.
+def enter_scope(scope: Scope, runtime: Runtime, outer: Scope | None) -> None:
+    """Make *scope* the current one.
 
     Args:
         scope: The scope.
         runtime: By which it will be looked for, where there is no other home. A stream of an app is read outside it.
         outer: The scope whose place it takes, if there is one.
-        block: What it is for, for messages.
     """
     if outer is None:
         _standalone.set({**_standalone.get(), (runtime, threading.get_ident()): scope})
     else:
-        outer.give_way(scope, block)
+        outer.give_way(scope)
 
 
 def leave_scope(scope: Scope, runtime: Runtime, outer: Scope | None) -> None:

@@ -264,12 +264,14 @@ class _Watch:
             return
         elif statement.startswith(_SAVEPOINT):
             self._savepoints.append(statement.removeprefix(_SAVEPOINT).strip())
-        elif changes(statement, connection.dialect.name):
+        # Whether it only reads was looked at already.
+        elif self.written and changes(statement, connection.dialect.name):
             self.change = statement
             self._has_just_changed = True
 
     def failed(self) -> None:
         """Learn that the last statement has failed."""
+        self.ends()
         if self._has_just_changed:
             self.change = None
 
@@ -357,11 +359,11 @@ def adopt(connection: Connection, supervisor: Supervisor, *, bound: bool) -> Non
 
 def in_front(connection: Connection, supervisor: Supervisor) -> None:
     """Let *supervisor* be told of what is next sent over a connection that several sessions are on in turn."""
-    if all(watch.supervisor is not supervisor for watch in _watches_of(connection)):
+    watches = sorted(_watches_of(connection), key=lambda watch: watch.supervisor is not supervisor)
+    if not watches or watches[0].supervisor is not supervisor:
         # It is about to begin, which is not the affair of the one before.
         _watch(connection, supervisor, supervised=True, bound=True)
         return
-    watches = sorted(_watches_of(connection), key=lambda watch: watch.supervisor is not supervisor)
     for watch, outer in zip(watches, (*watches[1:], None), strict=False):
         watch.outer = outer
     _watches[connection] = watches[0]
@@ -669,7 +671,6 @@ def _handle_error(context: ExceptionContext) -> Exception | None:
     watch = None if connection is None else _watches.get(connection)
     if connection is None or watch is None:
         return None
-    watch.ends()
     watch.failed()
     if (context.statement or _COMMITS[0]).startswith(_COMMITS):
         watch.supervisor.commit_failed(error or context.original_exception, connection)

@@ -189,22 +189,20 @@ class Ending(Guard):
         """
         engine = watched.lose_connection()
         interrupt = None if isinstance(error, Exception) else error
-        about = partial(self._runtime.journal.about, transaction)
+        about = self._runtime.journal.about(transaction)
         fate, reason = Fate.UNKNOWN, "it was interrupted"
         if interrupt is None:
             try:
-                fate, reason = self._ask(transaction, watched, engine)
+                fate, reason = self._ask(transaction, watched, engine, about)
             except BaseException as other:  # noqa: BLE001 - raised below; nobody must believe that it was rolled back
                 interrupt = other
         if fate is Fate.COMMITTED:
-            commit_logger.warning(
-                "The answer to COMMIT of %s was lost; its work is stored.", transaction, extra=about()
-            )
+            commit_logger.warning("The answer to COMMIT of %s was lost; its work is stored.", transaction, extra=about)
             watched.complete()
             return
         if fate is Fate.ROLLED_BACK:
             commit_logger.warning(
-                "The answer to COMMIT of %s was lost; nothing of it is stored.", transaction, extra=about()
+                "The answer to COMMIT of %s was lost; nothing of it is stored.", transaction, extra=about
             )
             error.add_note("The answer to COMMIT was lost; nothing of the transaction is stored.")
             self._roll_back(transaction, error)
@@ -222,17 +220,16 @@ class Ending(Guard):
             datetime.fromtimestamp(transaction._sent_at, UTC).isoformat(timespec="milliseconds"),
             reason,
         )
-        commit_logger.error("%s", unknown, exc_info=error, extra=about())
+        commit_logger.error("%s", unknown, exc_info=error, extra=about)
         self._leave_stack(transaction, Outcome.UNKNOWN)
         self._complete(transaction, Outcome.UNKNOWN, unknown)
         if interrupt is not None:
             raise interrupt
         raise unknown from error
 
-    def _ask(self, transaction: Transaction, watched: WatchedSession, engine: Engine) -> Answer:
+    def _ask(self, transaction: Transaction, watched: WatchedSession, engine: Engine, about: dict[str, Any]) -> Answer:
         """Ask everybody who may know what became of a COMMIT."""
         runtime, ticket, verify = self._runtime, transaction._ticket, transaction._options.verify
-        about = partial(runtime.journal.about, transaction)
         if watched.has_several_engines():
             return Fate.UNKNOWN, "its session has several engines, some of which may have committed, and some not"
         wrote_nothing = ticket is not None and ticket.xact_id is None
@@ -394,7 +391,7 @@ class Ending(Guard):
             self._watched.commit_failed(error, connection)
 
     def _check_fitness(self, transaction: Transaction) -> None:
-        if transaction._rollback_only or transaction.state is State.DOOMED:
+        if transaction._must_roll_back:
             raise _NotFit
 
     def _ask_the_database(self, transaction: Transaction, watched: WatchedSession) -> None:
@@ -570,10 +567,11 @@ class Ending(Guard):
             self.restricted = False
             self._marks.clear()
         transaction._outcome = outcome
-        if transaction.parent is None and self._watched is not None:
-            self._tell_if_slow(transaction, outcome, self._watched)
-        if transaction._span is not None and transaction.parent is None:
-            transaction._span.end()
+        if transaction.parent is None:
+            if self._watched is not None:
+                self._tell_if_slow(transaction, outcome, self._watched)
+            if transaction._span is not None:
+                transaction._span.end()
         # Its errors have tracebacks, whose frames have it.
         transaction._savepoint = transaction._root = transaction._suspects = None
         transaction._doom = transaction._curable = transaction._attempts = None

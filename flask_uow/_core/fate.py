@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-
-from flask_uow._core.journal import About, about_nothing
 
 __all__ = ["Fate", "Ticket", "ask_postgresql", "ask_user", "is_gone", "session_of", "take_ticket"]
 
@@ -23,6 +21,7 @@ _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.25
 """In seconds, between two questions."""
 
+About = Mapping[str, Any] | None
 Sleep = Callable[[float], None]
 Answer = tuple["Fate", str]
 """What became of it, and why that is not known, where it is not."""
@@ -83,9 +82,7 @@ def _function(connection: Connection, which: str) -> str:
     return "txid_status" if is_old else "pg_xact_status"
 
 
-def ask_postgresql(
-    ticket: Ticket, engine: Engine, patience: float, sleep: Sleep, about: About = about_nothing
-) -> Answer:
+def ask_postgresql(ticket: Ticket, engine: Engine, patience: float, sleep: Sleep, about: About = None) -> Answer:
     """Return what became of a transaction with an id.
 
     Args:
@@ -103,7 +100,7 @@ def ask_postgresql(
                     f"SELECT {_function(connection, 'status')}('{ticket.xact_id}'), {_SERVER}"
                 ).one()
         except Exception as error:
-            logger.info("Could not ask what became of transaction %s", ticket.xact_id, exc_info=True, extra=about())
+            logger.info("Could not ask what became of transaction %s", ticket.xact_id, exc_info=True, extra=about)
             if getattr(getattr(error, "orig", None), "sqlstate", None) == _IN_THE_FUTURE:
                 return Fate.FORGOTTEN, "the server does not know of it"
             answer = Fate.UNKNOWN, f"the database could not be asked ({type(error).__name__})"
@@ -156,7 +153,7 @@ def ask_user(
     is_over: Callable[[], bool] | None,
     patience: float,
     sleep: Sleep,
-    about: About = about_nothing,
+    about: About = None,
 ) -> Answer:
     """Return what a function of the user's finds out about a transaction.
 
@@ -175,11 +172,11 @@ def ask_user(
             over = is_over is not None and is_over()
             stored = verify()
         except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-            logger.info("verify could not ask the database", exc_info=True, extra=about())
+            logger.info("verify could not ask the database", exc_info=True, extra=about)
             denies, answer = False, (Fate.UNKNOWN, f"verify could not ask the database ({type(error).__name__})")
             continue
         except Exception as error:
-            logger.exception("verify failed, and does not say what became of a COMMIT", extra=about())
+            logger.exception("verify failed, and does not say what became of a COMMIT", extra=about)
             return Fate.UNKNOWN, f"verify failed with {type(error).__name__}"
         if stored is True:
             return Fate.COMMITTED, ""

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, Self
 
-__all__ = ["About", "Journal", "Named", "about_nothing"]
-
-About = Callable[[], dict[str, Any]]
-"""Returns what goes into the *extra* of a message. It is called when there is one, and not before."""
+__all__ = ["Journal", "Named"]
 
 
 class Named(Protocol):
@@ -20,8 +17,8 @@ class Named(Protocol):
         ...
 
     @property
-    def parent(self) -> Self | None:
-        """The enclosing one, if it is a savepoint."""
+    def _outermost(self) -> Self:
+        """The one that it is a savepoint in, or itself."""
         ...
 
 
@@ -42,11 +39,6 @@ class Journal:
     def __init__(self, endpoint: Callable[[], str | None] = _nowhere) -> None:
         self._endpoint = endpoint
 
-    @property
-    def endpoint(self) -> str | None:
-        """What is being served, if anything is."""
-        return self._endpoint()
-
     def about(self, transaction: Named | None, **more: Any) -> dict[str, Any]:
         """Return the *extra* of a message about *transaction*, or about none.
 
@@ -56,11 +48,5 @@ class Journal:
             transaction: What it is about.
             more: What else belongs to it.
         """
-        while transaction is not None and transaction.parent is not None:
-            transaction = transaction.parent
-        return {"transaction_id": None if transaction is None else transaction.id, "endpoint": self._endpoint(), **more}
-
-
-def about_nothing() -> dict[str, Any]:
-    """Return the *extra* of a message where nothing is known."""
-    return Journal().about(None)
+        named = None if transaction is None else transaction._outermost.id
+        return {"transaction_id": named, "endpoint": self._endpoint(), **more}

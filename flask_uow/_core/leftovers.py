@@ -16,7 +16,7 @@ from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 from flask_uow._core.journal import Journal
 from flask_uow.errors import UncommittedChangesError
 
-__all__ = ["Leftovers", "find_leftovers", "is_failure", "tell_of_leftovers"]
+__all__ = ["Leftovers", "find_leftovers", "is_failure", "tell_of_leftovers", "transactions"]
 
 logger = logging.getLogger("flask_uow.uncommitted")
 
@@ -65,7 +65,7 @@ def find_leftovers(session: Session, statement: str | None) -> Leftovers | None:
 
 def _found(session: Session, *, was_written: bool) -> dict[_State, str]:
     """Return the states of what was changed, and how that is called."""
-    flushed = list(_transactions(session))
+    flushed = list(transactions(session))
     new = {state for transaction in flushed for state in transaction._new}
     deleted = {state for transaction in flushed for state in transaction._deleted}
     found: dict[_State, str] = dict.fromkeys(_in_order(new - deleted), "a new ")
@@ -85,7 +85,7 @@ def _found(session: Session, *, was_written: bool) -> dict[_State, str]:
     return found
 
 
-def _transactions(session: Session) -> Iterator[SessionTransaction]:
+def transactions(session: Session) -> Iterator[SessionTransaction]:
     """Yield the session's transaction and its open savepoints, the innermost first."""
     transaction = session.get_nested_transaction() or session.get_transaction()
     while transaction is not None:
@@ -140,6 +140,6 @@ def tell_of_leftovers(leftovers: Leftovers, block: str | None, journal: Journal,
         journal: Says what a message in the log is about.
         level: Of the message.
     """
-    forgotten = UncommittedChangesError(journal.endpoint, leftovers.objects, leftovers.more, block)
     about = journal.about(None, objects=leftovers.objects, more=leftovers.more)
+    forgotten = UncommittedChangesError(about["endpoint"], leftovers.objects, leftovers.more, block)
     logger.log(level, "%s", forgotten, extra=about)

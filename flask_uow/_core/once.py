@@ -21,9 +21,10 @@ def once(function: Callable[[], None]) -> Callable[[], None]:
     @wraps(function)
     def run() -> None:
         nonlocal is_done
-        with lock:
-            if not is_done:
-                function()
-                is_done = True
+        if not is_done:
+            with lock:
+                while not is_done:
+                    function()
+                    is_done = True
 
     return run

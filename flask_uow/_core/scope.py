@@ -22,7 +22,7 @@ from flask_uow._core.retry import Attempts, note_commit
 from flask_uow._core.runtime import Plan, Runtime
 from flask_uow._core.session import Mark, WatchedSession, shared
 from flask_uow._core.stack import Stack
-from flask_uow._core.transaction import Joined, State, Transaction, deadline_of, outside_any_block
+from flask_uow._core.transaction import Joined, Transaction, deadline_of, outside_any_block
 from flask_uow.errors import (
     ConfigurationError,
     IncompatibleTransactionError,
@@ -42,7 +42,6 @@ class Scope(Stack):
 
     __slots__ = (
         "__weakref__",
-        "_block",
         "_closed_by_hand",
         "_guests",
         "_label",
@@ -51,19 +50,20 @@ class Scope(Stack):
         "closed",
         "ending",
         "expects_rollback",
+        "takes_a_place",
     )
 
-    def __init__(self, runtime: Runtime, plan: Plan | None = None, label: str | None = None) -> None:
+    def __init__(self, runtime: Runtime, plan: Plan | None = None, label: str = "") -> None:
         super().__init__(runtime, plan)
         self._label = label
-        """What to call the block that it is of, where it is of one alone."""
+        """What to call the block that it is of, or nothing where it is of a whole context."""
+
+        self.takes_a_place = False
+        """Whether it has, or had, another's place."""
 
         self._closed_by_hand = False
         self._guests: list[Scope] = []
         """Those that have its place for a while; more than one, where several tasks run in it."""
-
-        self._block = ""
-        """What it has taken another's place for."""
 
         self._parked: Session | None = None
         """What a registry has open for it while another has its place, or had open when it took another's."""
@@ -149,18 +149,18 @@ class Scope(Stack):
         if reason is not None:
             raise _no_second_connection(block, self._stack[0]._label, reason)
 
-    def give_way(self, inner: Scope, block: str) -> None:
+    def give_way(self, inner: Scope) -> None:
         """Let *inner* have this scope's place until `take_back`, for the code of this task alone."""
         if self._guests and self._runtime.source.is_registry:
             raise ConfigurationError(
-                block,
+                inner._label,
                 "would suspend a transaction of which another task has suspended a part already, and a registry such "
                 "as scoped_session or db.session has one session for a context at a time. Give UnitOfWork a "
                 "sessionmaker, or let the tasks suspend one after the other.",
             )
         _places.set({**_current_places(), self: inner})
         self._guests.append(inner)
-        inner._block = block
+        inner.takes_a_place = True
         inner._suspended = self._stack[0]._label if self._stack else None
         inner.swap()
 
@@ -176,13 +176,12 @@ class Scope(Stack):
 
     def _note_commit(self) -> None:
         # One that has another's place is meant to be kept whatever becomes of that one.
-        if not self._block:
+        if not self.takes_a_place:
             note_commit()
 
     def _verify(self, verify: Verify, label: str) -> object:
-        block = f"the function verify of {label}"
-        inner = Scope(self._runtime, label=block)
-        self.give_way(inner, block)
+        inner = Scope(self._runtime, label=f"the function verify of {label}")
+        self.give_way(inner)
         try:
             return verify(inner.session)
         finally:
@@ -222,7 +221,7 @@ class Scope(Stack):
 
     def _notice(self, transaction: Transaction) -> None:
         if self._guests:
-            self.doom(transaction, f"{self._guests[-1]._block} inside it was never left", None)
+            self.doom(transaction, f"{self._guests[-1]._label} inside it was never left", None)
             self._abandon_guests()
         super()._notice(transaction)
 
@@ -337,7 +336,7 @@ class Scope(Stack):
         """Return what is in the session that nobody has settled, if somebody may have meant to keep it."""
         if self._watched is None or self.expects_rollback or not self.wants_leftovers():
             return None
-        if self._stack and (self._stack[0]._rollback_only or self._stack[0].state is State.DOOMED):
+        if self._stack and self._stack[0]._must_roll_back:
             return None
         if self._written_off is not None and self._written_off() is self._watched.session.get_transaction():
             return None
@@ -345,9 +344,11 @@ class Scope(Stack):
 
     def write_off(self) -> None:
         """Expect what is in the session now not to be kept: what it was for has failed."""
-        if self._watched is not None and self.leftovers() is not None:
+        if self.leftovers() is not None:
+            assert self._watched is not None
             root = self._watched.session.get_transaction()
-            self._written_off = None if root is None else ref(root)
+            assert root is not None
+            self._written_off = ref(root)
 
     def undo(self) -> None:
         """Roll back what nobody has settled."""
@@ -358,7 +359,7 @@ class Scope(Stack):
         left = self.leftovers()
         if left is not None:
             level = logging.ERROR if self._runtime.uncommitted == "raise" else logging.WARNING
-            tell_of_leftovers(left, self._label, self._runtime.journal, level)
+            tell_of_leftovers(left, self._label or None, self._runtime.journal, level)
 
     def _remove(self, watched: WatchedSession) -> None:
         self._watched = None
@@ -435,7 +436,7 @@ class Scope(Stack):
             ConfigurationError: All sessions on *bind* have one connection.
         """
         if self._suspended is not None and (reason := shared(bind)) is not None:
-            raise _no_second_connection(self._block, self._suspended, reason)
+            raise _no_second_connection(self._label, self._suspended, reason)
 
     def no_connection(self, error: Exception) -> Exception | None:
         """Doom the transaction that could not have a connection."""
@@ -445,7 +446,7 @@ class Scope(Stack):
             self._failed(f"there was no connection for it ({brief(error)})", error)
         if isinstance(error, PoolTimeoutError) and self._suspended is not None:
             return PoolTimeoutError(
-                f"{error} It was wanted for {self._block}, which runs on a second connection "
+                f"{error} It was wanted for {self._label}, which runs on a second connection "
                 f"(Propagation.REQUIRES_NEW) while the suspended transaction of {self._suspended} holds the first. A "
                 "pool needs two for each thread that does so, or they wait for each other: raise pool_size or "
                 "max_overflow."

@@ -38,7 +38,7 @@ from flask_uow._core.connection import (
 )
 from flask_uow._core.faults import was_answered
 from flask_uow._core.isolation import Detour, current_bind, is_isolated
-from flask_uow._core.leftovers import Leftovers, find_leftovers
+from flask_uow._core.leftovers import Leftovers, find_leftovers, transactions
 from flask_uow._core.once import once
 from flask_uow._core.places import Places
 from flask_uow._core.statements import described
@@ -483,11 +483,7 @@ class WatchedSession:
 
     def leftovers(self) -> Leftovers | None:
         """Return what is in the session that nobody has settled, if there is anything."""
-        root = self.session.get_transaction()
-        if root is None:
-            return None
-        changes = (change_on(connection) for connection in self.connections())
-        left = find_leftovers(self.session, next((change for change in changes if change is not None), None))
+        left = find_leftovers(self.session, next(filter(None, map(change_on, self.connections())), None))
         # What the database has given up is no commit away.
         return None if left is None or self.has_given_up() else left
 
@@ -533,12 +529,7 @@ class WatchedSession:
             savepoint = savepoint._previous_nested
 
     def _is_of_session(self, savepoint: NestedTransaction) -> bool:
-        transaction = self.session.get_nested_transaction() or self.session.get_transaction()
-        while transaction is not None:
-            if any(entry[1] is savepoint for entry in transaction._connections.values()):
-                return True
-            transaction = transaction.parent
-        return False
+        return any(entry[1] is savepoint for each in transactions(self.session) for entry in each._connections.values())
 
     def follow(self) -> None:
         """Tell of savepoints of the session's connections that are rolled back."""

@@ -34,7 +34,17 @@ def tell_if_slow(
         return
 
     outside = max(0.0, duration - stopwatch.in_database)
-    endpoint = journal.endpoint
+    about = journal.about(
+        transaction,
+        transaction_name=transaction.name,
+        outcome=str(outcome),
+        duration=duration,
+        statements=stopwatch.statements,
+        time_in_database=stopwatch.in_database,
+        time_outside=outside,
+        time_held=held,
+    )
+    endpoint = about["endpoint"]
     logger.warning(
         "The transaction of %s (%s) took %.3f s until its end (%s), which is more than %g s: %.3f s in the database, "
         "for %d statements, and %.3f s outside it. It has held its connection for %.3f s. Do what needs no transaction "
@@ -48,14 +58,5 @@ def tell_if_slow(
         stopwatch.statements,
         outside,
         held,
-        extra=journal.about(
-            transaction,
-            transaction_name=transaction.name,
-            outcome=str(outcome),
-            duration=duration,
-            statements=stopwatch.statements,
-            time_in_database=stopwatch.in_database,
-            time_outside=outside,
-            time_held=held,
-        ),
+        extra=about,
     )

@@ -225,7 +225,7 @@ class Stack(Ending):
 
     def about(self) -> dict[str, Any]:
         """Return what is logged beside a message about the session."""
-        return self._runtime.journal.about(self._stack[-1] if self._stack else None)
+        return self._runtime.journal.about(self._outermost)
 
     # Beginning
 

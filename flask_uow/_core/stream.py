@@ -70,7 +70,7 @@ class Stream(Iterator[Y], Generic[Y]):
         if self._transaction is None and outer is not None:
             outer.refuse_shared_connection(self._label)
 
-        enter_scope(self._scope, runtime, outer, self._label)
+        enter_scope(self._scope, runtime, outer)
         if outer is None:
             self._scope.swap()
         self._scope.resume_guests()

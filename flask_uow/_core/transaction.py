@@ -234,6 +234,11 @@ class Transaction:
         return State.ACTIVE if self._doom is None and self._curable is None else State.DOOMED
 
     @property
+    def _must_roll_back(self) -> bool:
+        """Whether its work is not to be kept, or cannot be."""
+        return self._rollback_only or self.state is State.DOOMED
+
+    @property
     def outcome(self) -> Outcome | None:
         """How it ended, or None before its end. A released savepoint ends as its parent does."""
         if self._released and self.parent is not None:

@@ -13,6 +13,8 @@ _QUERIES: Final = frozenset(
 
 _MANIPULATES: Final = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE", "TRUNCATE"})
 _DEFINES: Final = frozenset({"CREATE", "ALTER", "DROP"})
+_WRITES: Final = _MANIPULATES | _DEFINES
+_DEFINES_NOTHING: Final = _QUERIES | _MANIPULATES
 
 _CONTROL: Final = re.compile(r"BEGIN\b|SAVEPOINT\b|RELEASE SAVEPOINT\b|ROLLBACK\b|COMMIT\b|XA ")
 
@@ -22,16 +24,15 @@ _BLANK: Final = re.compile(r"(?:\s|\(|--[^\n]*(?:\n|\Z))*+")
 _WORD: Final = re.compile(r"\w*")
 _EDGE: Final = re.compile(r"/\*|\*/")
 
+_WRITING: Final = r"INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|MERGE\s+INTO"
+
 _LOCKS_OR_WRITES: Final = re.compile(
-    r"\b(INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|MERGE\s+INTO|FOR\s+(NO\s+KEY\s+)?(UPDATE|SHARE)|"
-    r"LOCK\s+IN\s+SHARE\s+MODE)\b|\b(SET_CONFIG|PG_NOTIFY|PG_(TRY_)?ADVISORY_XACT_LOCK)",
+    rf"\b({_WRITING}|FOR\s+(NO\s+KEY\s+)?(UPDATE|SHARE)|LOCK\s+IN\s+SHARE\s+MODE)\b|"
+    r"\b(SET_CONFIG|PG_NOTIFY|PG_(TRY_)?ADVISORY_XACT_LOCK)",
     re.IGNORECASE,
 )
 
-_WRITES_WITHIN: Final = re.compile(
-    r"\b(INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|MERGE\s+INTO)\b",
-    re.IGNORECASE,
-)
+_WRITES_WITHIN: Final = re.compile(rf"\b({_WRITING})\b", re.IGNORECASE)
 
 _TEMPORARY: Final = re.compile(r"\w+\s+(\w+\s+){0,3}?TEMP", re.IGNORECASE)
 
@@ -51,12 +52,12 @@ def only_reads(statement: str) -> bool:
 
 def writes(statement: str) -> bool:
     """Whether *statement* begins like one that a read-only transaction refuses; in doubt it does."""
-    return not _verbs(statement).isdisjoint(_MANIPULATES | _DEFINES)
+    return not _verbs(statement).isdisjoint(_WRITES)
 
 
 def defines(statement: str) -> bool:
     """Whether *statement* may create, change or drop something; in doubt it does."""
-    return not _verbs(statement).issubset(_QUERIES | _MANIPULATES)
+    return not _verbs(statement).issubset(_DEFINES_NOTHING)
 
 
 def changes(statement: str, dialect: str) -> bool:

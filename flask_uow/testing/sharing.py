@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from flask_uow._core.connection import begin_at_once, committing, refuse_autocommit
 from flask_uow._core.isolation import isolated
-from flask_uow._core.journal import about_nothing
+from flask_uow._core.journal import Journal
 from flask_uow._core.once import once
 from flask_uow._core.verbs import defines, only_reads
 from flask_uow.errors import ConfigurationError
@@ -333,7 +333,7 @@ class SharedConnection:
             logger.warning(
                 "isolate() has one connection: the rollback of a session that has written takes along what was "
                 "committed since by others, in REQUIRES_NEW or in requests. Let the session commit() first.",
-                extra=about_nothing(),
+                extra=Journal().about(None),
             )
         if keeps and savepoint.begins:
             if savepoint.is_lost:

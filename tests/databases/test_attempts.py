@@ -28,6 +28,7 @@ from flask_uow import (
     UnitOfWork,
 )
 from flask_uow._core.block import Block
+from flask_uow._core.journal import Journal
 from flask_uow._core.options import Options, check_options
 from flask_uow._core.policy import no_opinion
 from flask_uow._core.runtime import Runtime
@@ -529,7 +530,9 @@ class Slept(list[float]):
 
 def runtime_of(engine: Engine, slept: Slept) -> Runtime:
     source = SessionSource(sessionmaker(engine), Session.close)
-    return Runtime(source, Publisher(object()), no_opinion, "error", lambda: "log", sleep=slept.append)
+    return Runtime(
+        source, Publisher(object(), journal=Journal()), no_opinion, "error", lambda: "log", sleep=slept.append
+    )
 
 
 def run(runtime: Runtime, options: Options, work: Callable[[Session], None]) -> int:
