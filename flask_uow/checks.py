@@ -12,11 +12,12 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from flask_uow._core.connection import commits_by_itself, is_set_to_autocommit
+from flask_uow._core.faults import said
 from flask_uow._core.pool import capacity
 from flask_uow._core.propagation import Propagation
 from flask_uow.dispatch import Managed
 from flask_uow.order import decorated, find_misplaced
-from flask_uow.plans import Policy, handlers, policies_of
+from flask_uow.plans import Policy, policies_of
 
 __all__ = ["Code", "Finding", "find"]
 
@@ -55,6 +56,8 @@ def find(app: Flask, units: Iterable[Managed], threads: int, doubt: Doubt) -> It
         threads: How many requests one process handles at the same time.
         doubt: Told what could not be looked at.
     """
+    # What nobody uses any more is no part of the app.
+    gc.collect()
     for managed in units:
         binds = managed.source.binds()
         if not binds:
@@ -75,10 +78,11 @@ def _of_bind(app: Flask, managed: Managed, bind: Engine | Connection, threads: i
             yield Finding("shared-connection", subject, _BOUND, "Bind the sessions to the engine.", managed.name)
         return
     try:
-        yield from [Finding(*each, managed.name) for each in _of_engine(bind, subject, threads)]
+        yield from [
+            Finding(code, subject, problem, cure, managed.name) for code, problem, cure in _of_engine(bind, threads)
+        ]
     except Exception as error:  # noqa: BLE001 - what keeps one database from being looked at is not to hide the others
-        reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
-        doubt(f"{subject} of the UnitOfWork {managed.name!r}, which cannot be reached: {reason}")
+        doubt(f"{subject} of the UnitOfWork {managed.name!r}, which cannot be reached: {said(error)}")
 
 
 # The size of the pool
@@ -114,11 +118,8 @@ def _suspending(app: Flask, managed: Managed) -> Iterator[Policy]:
 def _policies(app: Flask, managed: Managed) -> Iterator[Policy]:
     for rule in app.url_map.iter_rules():
         for method in rule.methods or ():
-            targets = handlers(app.view_functions.get(rule.endpoint), method)
-            yield from policies_of(targets, managed.owner, managed.name)
+            yield from managed.policies(rule.endpoint, method)
 
-    # What nobody uses any more is no part of the app.
-    gc.collect()
     package = app.import_name.partition(".")[0]
     for function in decorated():
         is_near = str(function.__module__).partition(".")[0] == package
@@ -129,18 +130,18 @@ def _policies(app: Flask, managed: Managed) -> Iterator[Policy]:
 # What a connection shows
 
 
-def _of_engine(engine: Engine, subject: str, threads: int) -> Iterator[tuple[Code, str, str, str]]:
-    """Yield code, subject, problem and cure of what is wrong with the connections of *engine*."""
+def _of_engine(engine: Engine, threads: int) -> Iterator[tuple[Code, str, str]]:
+    """Yield code, problem and cure of what is wrong with the connections of *engine*."""
     with engine.connect() as connection, connection.begin():
         stores_at_once = commits_by_itself(connection)
         is_in_memory = engine.dialect.name == "sqlite" and not _file_of(connection)
     if stores_at_once and not is_set_to_autocommit(engine):
         if engine.dialect.name == "sqlite":
-            yield "sqlite-savepoints", subject, _NO_BEGIN, _SEND_BEGIN
+            yield "sqlite-savepoints", _NO_BEGIN, _SEND_BEGIN
         else:
-            yield "autocommit", subject, _AUTOCOMMIT_OF_DRIVER, _NO_AUTOCOMMIT
+            yield "autocommit", _AUTOCOMMIT_OF_DRIVER, _NO_AUTOCOMMIT
     if threads > 1:
-        yield from _of_threads(engine, subject, is_in_memory=is_in_memory)
+        yield from _of_threads(engine, is_in_memory=is_in_memory)
 
 
 def _file_of(connection: Connection) -> str:
@@ -149,18 +150,18 @@ def _file_of(connection: Connection) -> str:
     return next(str(file or "") for _, name, file in rows if name == "main")
 
 
-def _of_threads(engine: Engine, subject: str, *, is_in_memory: bool) -> Iterator[tuple[Code, str, str, str]]:
+def _of_threads(engine: Engine, *, is_in_memory: bool) -> Iterator[tuple[Code, str, str]]:
     if isinstance(engine.pool, StaticPool):
         code: Code = "sqlite-memory" if is_in_memory else "shared-connection"
         kind = "The in-memory SQLite database" if is_in_memory else "The engine"
-        yield code, subject, f"{kind} has {_STATIC}", _USE_A_FILE if is_in_memory else _USE_A_POOL
+        yield code, f"{kind} has {_STATIC}", _USE_A_FILE if is_in_memory else _USE_A_POOL
     elif is_in_memory and "cache=shared" not in str(engine.url):
         owner = "thread" if isinstance(engine.pool, SingletonThreadPool) else "connection"
         problem = (
             f"Each {owner} has an in-memory SQLite database of its own, which is empty: what one {owner} stores, the "
             "others do not see."
         )
-        yield "sqlite-memory", subject, problem, _USE_A_FILE
+        yield "sqlite-memory", problem, _USE_A_FILE
 
 
 _AUTOCOMMIT: Final = (

@@ -15,7 +15,7 @@ from werkzeug.local import LocalProxy
 
 from flask_uow._core.block import Block, Home, innermost_standalone
 from flask_uow._core.hooks import Hook, Moment, check_callback
-from flask_uow._core.options import StreamOptions, TransactionalOptions, check_options
+from flask_uow._core.options import StreamOptions, TransactionalOptions, check_options, name_of
 from flask_uow._core.propagation import can_begin
 from flask_uow._core.retry import Attempt, Attempts
 from flask_uow._core.scope import Scope
@@ -117,7 +117,7 @@ class Decorator:
     def __call__(self, target: T, /) -> T:
         """Decorate *target*, which keeps its signature."""
         _check_target(target)
-        label = f"{getattr(target, '__qualname__', None) or repr(target)}()"
+        label = f"{name_of(target)}()"
         policy = Policy(self._options, self._options.name or label, self._owner)
 
         if isinstance(target, Blueprint):
@@ -226,7 +226,7 @@ class StreamDecorator:
 
     def __call__(self, function: Callable[P, Iterator[Y]], /) -> Callable[P, Stream[Y]]:
         """Decorate *function*, which keeps its signature."""
-        name = getattr(function, "__qualname__", None) or repr(function)
+        name = name_of(function)
         if not inspect.isgeneratorfunction(function):
             raise ConfigurationError(
                 "stream", f"was given {name}; it decorates generator functions, which have a plain 'def' and a 'yield'."
@@ -252,7 +252,7 @@ def _not_awaited(label: str) -> ConfigurationError:
 
 def _check_target(target: object) -> None:
     """Refuse what a decorator would silently get wrong."""
-    name = getattr(target, "__qualname__", None) or repr(target)
+    name = name_of(target)
 
     call = type(target).__call__ if callable(target) and not inspect.isroutine(target) else None
     if inspect.iscoroutinefunction(call):

@@ -52,9 +52,10 @@ from flask_uow.plans import (
     Asked,
     Policy,
     RequestPlan,
-    asked_by,
+    handlers,
     plan_request,
     plan_to_repeat,
+    policies_of,
     somebody_repeats,
 )
 from flask_uow.reruns import Snapshot
@@ -141,7 +142,7 @@ class Managed:
         key = request.endpoint, request.method
         plan = self._plans.get(key)
         if plan is None:
-            plan = self.plan(asked_by(request))
+            plan = self.plan(Asked(request.endpoint, request.method, request.path))
             # A client can invent methods without end, and endpoints not.
             if request.method in KNOWN_METHODS and request.endpoint is not None:
                 self._plans[key] = plan
@@ -150,6 +151,10 @@ class Managed:
     def plan(self, asked: Asked) -> RequestPlan:
         """Return what is done with a request that asks for *asked*."""
         return plan_request(self._app, asked, self.owner, self.name, self.settings)
+
+    def policies(self, endpoint: str, method: str) -> Iterator[Policy]:
+        """Yield what decorators have put on a view, the outermost first."""
+        return policies_of(handlers(self._app.view_functions.get(endpoint), method), self.owner, self.name)
 
     def plan_in(self, slot: Slot) -> Plan | None:
         """Return the transaction that is there without a block, as far as the request has come."""
@@ -224,6 +229,8 @@ class Dispatch:
         """The plan by which a view may have to run again, by endpoint and method."""
 
         self._with_registries: list[Managed] = []
+        self._raising: list[Managed] = []
+        """Those for which a request fails at changes that nobody has settled."""
 
         self._look_for_order = once(self._tell_of_order)
         self._full_dispatch: Callable[..., Any] = self._dispatch_first
@@ -242,6 +249,8 @@ class Dispatch:
         self._repeats = self._repeats or managed.settings.attempts > 1
         if managed.has_registry:
             self._with_registries.append(managed)
+        if managed.settings.uncommitted == "raise":
+            self._raising.append(managed)
 
     # The wrappers. They pass on whatever arguments Flask gives: 3.2 puts the context first.
 
@@ -453,9 +462,12 @@ class Dispatch:
     def _settle_error(self, attributes: Attributes, error: BaseException) -> None:
         attributes[PHASE] = AFTER_VIEW
         self._settle(attributes, lambda managed, slot: managed.on_error(slot, error), error)
-        if IN_USE in attributes and not (isinstance(error, HTTPException) and _is_success(error.get_response())):
-            # What its handler does in a session that is clean is another matter.
-            for scope in current_slot().scopes.values():
+        if IN_USE not in attributes:
+            return
+        # What its handler does in a session that is clean is another matter.
+        left = [scope for scope in current_slot().scopes.values() if scope.leftovers() is not None]
+        if left and not (isinstance(error, HTTPException) and _is_success(error.get_response())):
+            for scope in left:
                 scope.write_off()
 
     def _look_for_leftovers(self, response: Response) -> None:
@@ -464,16 +476,15 @@ class Dispatch:
         Raises:
             UncommittedChangesError: There is something, and it is to raise. It is rolled back.
         """
-        slot = current_slot()
         if not _is_success(response):
-            _expect_rollback(slot)
+            _expect_rollback(current_slot())
             return
 
         objects: list[str] = []
         more = 0
-        for managed, scope in self._scopes_in(slot):
-            left = scope.leftovers() if managed.settings.uncommitted == "raise" else None
-            if left is not None:
+        for managed in self._raising:
+            scope = current_slot().scopes.get(managed)
+            if scope is not None and (left := scope.leftovers()) is not None:
                 scope.undo()
                 objects += left.objects
                 more += left.more

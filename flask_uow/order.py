@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary, ref
 
 from flask import Flask
 
+from flask_uow._core.options import name_of
 from flask_uow.plans import Policy, handlers, policies_of
 from flask_uow.settings import DEFAULT_NAME
 
@@ -147,7 +148,7 @@ def _misplaced(endpoint: str, layer: Any, use: _Use, name: str | None) -> Mispla
     *_, function = handlers(layer, "GET")
     code = _code_of(function)
     place = f"{code.co_filename}:{code.co_firstlineno}" if code is not None else None
-    called = getattr(function, "__qualname__", None) or repr(function)
+    called = name_of(function)
     return Misplaced(endpoint, use.decorator, called, place, name)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal
 
-from flask import Flask, Request
+from flask import Flask
 
 from flask_uow._core.options import CommitIf, Options
 from flask_uow._core.propagation import can_begin
@@ -21,8 +21,6 @@ __all__ = [
     "Policy",
     "RequestPlan",
     "add_policy",
-    "asked_by",
-    "asked_of",
     "exempt",
     "handlers",
     "plan_request",
@@ -76,8 +74,6 @@ class RequestPlan:
     origin: Origin | None
     """Where the policy is, or the exemption from it."""
 
-    is_exempt: bool = False
-
 
 _repeating: Final[list[bool]] = []
 """Whether any policy has attempts, as one item; most programs have none, and look no further."""
@@ -117,25 +113,18 @@ class Asked:
 
     endpoint: str | None
     method: str
-    label: str
-    """What to call the request in messages."""
+    path: str = ""
 
-    blueprints: Sequence[str]
-    """The names of those that the endpoint is in, the innermost first."""
+    @property
+    def label(self) -> str:
+        """What to call the request in messages."""
+        return f"the request to {self.endpoint or self.path!r}"
 
-
-def asked_by(request: Request) -> Asked:
-    """Return what *request*, which was matched already, asks for."""
-    endpoint = request.endpoint
-    label = f"the request to {endpoint!r}" if endpoint else f"the request to {request.path!r}"
-    return Asked(endpoint, request.method, label, request.blueprints)
-
-
-def asked_of(endpoint: str, method: str) -> Asked:
-    """Return what a request to *endpoint* would ask for."""
-    names = endpoint.split(".")[:-1]
-    blueprints = [".".join(names[:count]) for count in range(len(names), 0, -1)]
-    return Asked(endpoint, method, f"the request to {endpoint!r}", blueprints)
+    @property
+    def blueprints(self) -> list[str]:
+        """The names of those that the endpoint is in, the innermost first."""
+        names = (self.endpoint or "").split(".")[:-1]
+        return [".".join(names[:count]) for count in range(len(names), 0, -1)]
 
 
 def plan_request(app: Flask, asked: Asked, owner: object, name: str, settings: Settings) -> RequestPlan:
@@ -161,12 +150,12 @@ def plan_request(app: Flask, asked: Asked, owner: object, name: str, settings: S
         view = _plan_of(policy, policy.label, read_only, settings)
         return RequestPlan(policy, view, rest, policy.options.commit_if or settings.commit_if, Origin("view"))
     if is_exempt:
-        return RequestPlan(None, None, None, settings.commit_if, Origin("view"), is_exempt=True)
+        return RequestPlan(None, None, None, settings.commit_if, Origin("view"))
 
     for each, blueprint in blueprints.items():
         origin = Origin("blueprint", each)
         if _is_exempt([blueprint], owner):
-            return RequestPlan(None, None, None, settings.commit_if, origin, is_exempt=True)
+            return RequestPlan(None, None, None, settings.commit_if, origin)
         policy = _policy_of([blueprint], owner, name)
         if policy is not None:
             view = _plan_of(policy, asked.label, read_only, settings)

@@ -19,6 +19,7 @@ __all__ = [
     "is_locked",
     "is_out_of_time",
     "is_read_only",
+    "said",
     "was_answered",
 ]
 
@@ -257,6 +258,11 @@ def ends_the_transaction(error: DBAPIError, connection: Connection) -> bool:
 def _original(error: BaseException) -> BaseException:
     """Return the driver's error."""
     return error.orig or error if isinstance(error, DBAPIError) else error
+
+
+def said(error: BaseException) -> str:
+    """Return the first line of what the driver says. SQLAlchemy's error has the statement as well."""
+    return str(_original(error)).partition("\n")[0]
 
 
 def _codes(error: BaseException) -> Iterator[_Code]:

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from flask_uow._core.ledger import Ledger
-from flask_uow._core.options import is_plain_function
+from flask_uow._core.options import is_plain_function, name_of
 from flask_uow.errors import ConfigurationError
 
 __all__ = ["Failure", "Hook", "Hooks", "Moment", "check_callback"]
@@ -34,7 +34,7 @@ class Hook:
     @property
     def name(self) -> str:
         """What to call it in a log."""
-        return getattr(self.callback, "__qualname__", None) or repr(self.callback)
+        return name_of(self.callback)
 
 
 Tell = Callable[[Hook, BaseException | None], None]

@@ -37,6 +37,7 @@ __all__ = [
     "is_plain_function",
     "is_timeout",
     "level_name",
+    "name_of",
     "unknown_name",
 ]
 
@@ -109,6 +110,11 @@ class Rule:
 def _is_error_classes(value: object) -> bool:
     classes = value if isinstance(value, tuple) else (value,)
     return all(isinstance(cls, type) and issubclass(cls, BaseException) for cls in classes)
+
+
+def name_of(function: object) -> str:
+    """Return what to call a function in a message."""
+    return getattr(function, "__qualname__", None) or repr(function)
 
 
 def is_plain_function(value: object) -> bool:

@@ -343,12 +343,11 @@ class Scope(Stack):
         return self._watched.leftovers()
 
     def write_off(self) -> None:
-        """Expect what is in the session now not to be kept: what it was for has failed."""
-        if self.leftovers() is not None:
-            assert self._watched is not None
-            root = self._watched.session.get_transaction()
-            assert root is not None
-            self._written_off = ref(root)
+        """Expect what leftovers() has told of not to be kept: what it was for has failed."""
+        assert self._watched is not None
+        root = self._watched.session.get_transaction()
+        assert root is not None
+        self._written_off = ref(root)
 
     def undo(self) -> None:
         """Roll back what nobody has settled."""

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import click
-from flask import Flask, current_app
+from flask import current_app
 from flask.cli import with_appcontext
 from werkzeug.routing import Rule
 
-from flask_uow._core.options import CommitIf
+from flask_uow._core.options import name_of
 from flask_uow._core.propagation import Propagation, can_begin
 from flask_uow.cli.chosen import FORMAT, NAME, chosen
 from flask_uow.dispatch import Managed
-from flask_uow.plans import Origin, asked_of, handlers, policies_of
+from flask_uow.plans import Asked, Origin
 
 __all__ = ["routes_command"]
 
@@ -61,11 +61,10 @@ class _Row:
 @with_appcontext
 def routes_command(sort: str, name: str | None, form: str, *, all_methods: bool) -> None:
     """Print which policy covers each endpoint, and where it comes from."""
-    app = current_app._get_current_object()  # type: ignore[attr-defined] # what the proxy stands for
     units = chosen(name)
     hidden = frozenset[str]() if all_methods else frozenset({"HEAD", "OPTIONS"})
     rows = [
-        row for rule in app.url_map.iter_rules() for managed in units for row in _rows_of(app, managed, rule, hidden)
+        row for rule in current_app.url_map.iter_rules() for managed in units for row in _rows_of(managed, rule, hidden)
     ]
     if sort in _SORTS:
         rows.sort(key=_SORTS[sort])
@@ -80,25 +79,24 @@ _SORTS: Final[Mapping[str, Callable[[_Row], Any]]] = {
 }
 
 
-def _rows_of(app: Flask, managed: Managed, rule: Rule, hidden: frozenset[str]) -> Iterator[_Row]:
+def _rows_of(managed: Managed, rule: Rule, hidden: frozenset[str]) -> Iterator[_Row]:
     """Yield a row for each group of methods of *rule* that are covered alike."""
     methods = rule.methods or set[str]()
     groups: dict[_Coverage, list[str]] = {}
     for method in sorted(methods - hidden or methods):
-        groups.setdefault(_coverage(app, managed, rule.endpoint, method), []).append(method)
+        groups.setdefault(_coverage(managed, rule.endpoint, method), []).append(method)
     for coverage, alike in groups.items():
         yield _Row(rule, tuple(alike), managed.name, coverage)
 
 
-def _coverage(app: Flask, managed: Managed, endpoint: str, method: str) -> _Coverage:
+def _coverage(managed: Managed, endpoint: str, method: str) -> _Coverage:
     """Return what a request would find."""
-    plan = managed.plan(asked_of(endpoint, method))
-    policies = policies_of(handlers(app.view_functions.get(endpoint), method), managed.owner, managed.name)
-    modes = (policy.options.propagation for policy in policies)
+    plan = managed.plan(Asked(endpoint, method))
+    modes = (policy.options.propagation for policy in managed.policies(endpoint, method))
     blocks = tuple(dict.fromkeys(mode.name for mode in modes if not can_begin(mode)))
     if plan.view is None:
         origin = plan.origin or (Origin("view") if blocks else None)
-        return _Coverage("exempt" if plan.is_exempt else None, origin, blocks)
+        return _Coverage("exempt" if plan.origin else None, origin, blocks)
 
     options = plan.view.options
     mode = options.propagation
@@ -109,12 +107,8 @@ def _coverage(app: Flask, managed: Managed, endpoint: str, method: str) -> _Cove
         options.isolation_level or managed.settings.isolation_level,
         options.read_only or False,
         plan.view.retry.attempts if plan.view.retry else 1,
-        _name_of(plan.commit_if),
+        None if plan.commit_if is None else name_of(plan.commit_if),
     )
-
-
-def _name_of(function: CommitIf | None) -> str | None:
-    return None if function is None else getattr(function, "__qualname__", None) or repr(function)
 
 
 # As text
@@ -129,13 +123,14 @@ def _as_text(rows: Sequence[_Row]) -> Iterator[str]:
         yield "No routes were registered."
         return
     columns = list(_columns(rows))
-    cells = [[heading for heading, _ in columns], *([cell(row) for _, cell in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    yield _line(cells[0], widths, lambda heading, _: click.style(heading, bold=True))
-    yield _line(["-" * width for width in widths], widths, lambda cell, _: cell)
-    headings = cells[0]
-    for row in cells[1:]:
-        yield _line(row, widths, lambda cell, column: _coloured(cell, headings[column]))
+    headings = [heading for heading, _ in columns]
+    table = [[cell(row) for _, cell in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(headings, *table, strict=True)]
+    rule = ["-" * width for width in widths]
+    yield _line(headings, widths, [click.style(heading, bold=True) for heading in headings])
+    yield _line(rule, widths, rule)
+    for cells in table:
+        yield _line(cells, widths, map(_coloured, cells, headings))
 
 
 def _columns(rows: Iterable[_Row]) -> Iterator[Column]:
@@ -170,10 +165,10 @@ def _coloured(cell: str, heading: str) -> str:
     return click.style(cell, fg=colour) if colour else cell
 
 
-def _line(cells: Sequence[str], widths: Sequence[int], style: Callable[[str, int], str]) -> str:
-    """Return *cells* side by side, styled after they were measured; the last one as it is."""
-    gaps = [" " * (width - len(cell) + 2) for cell, width in zip(cells, widths, strict=True)]
-    return "".join(style(cell, column) + gaps[column] for column, cell in enumerate(cells)).rstrip()
+def _line(cells: Iterable[str], widths: Iterable[int], styled: Iterable[str]) -> str:
+    """Return *styled* side by side, as wide as *cells* are to be."""
+    parts = zip(cells, widths, styled, strict=True)
+    return "".join(text + " " * (width - len(cell) + 2) for cell, width, text in parts).rstrip()
 
 
 def _origin(origin: Origin | None) -> str:

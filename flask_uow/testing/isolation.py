@@ -83,7 +83,6 @@ class Isolation:
                     self._configure(maker, stack)
                 if source.find_open is not None and (session := source.find_open()) is not None:
                     # A registry's, from before, which somebody may use past the UnitOfWork.
-                    _refuse_begun(session)
                     self._change(session)
                     rebind(session, {self._originals[each]: each for each in self._connections})
                 source.detours.append(self._lead)
@@ -172,16 +171,12 @@ def _key(bind: Engine | Connection) -> _Key:
 def _refuse_active(uow: UnitOfWork) -> None:
     scope = uow._scope_or_none()
     if scope is not None and (scope.current() is not None or scope._in_transaction()):
-        raise _active(repr(uow))
-
-
-def _refuse_begun(session: Session) -> None:
-    if session.in_transaction():
-        raise _active("a session of the registry")
-
-
-def _active(whose: str) -> ConfigurationError:
-    return ConfigurationError(
+        whose = repr(uow)
+    elif (find := uow._source.find_open) is not None and (session := find()) is not None and session.in_transaction():
+        whose = "a session of the registry"
+    else:
+        return
+    raise ConfigurationError(
         "isolate()",
         f"was entered while a transaction of {whose} was active, which it cannot undo. Enter it before the first use "
         "of the session, or commit() or rollback() before.",

@@ -10,8 +10,6 @@ from threading import RLock, get_ident
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy.exc import DBAPIError
-
 from flask_uow._core.changes import BulkChange, Change, ChangeSet
 from flask_uow._core.connection import observe
 from flask_uow._core.events import (
@@ -25,6 +23,8 @@ from flask_uow._core.events import (
     Sending,
     Started,
 )
+from flask_uow._core.faults import said
+from flask_uow._core.options import name_of
 from flask_uow._core.tracking import listen_to_writes
 from flask_uow._core.transaction import Outcome, Transaction
 from flask_uow.context import current_endpoint
@@ -56,7 +56,7 @@ class HookCall(NamedTuple):
     @property
     def name(self) -> str:
         """The name of the function."""
-        return getattr(self.callback, "__qualname__", None) or repr(self.callback)
+        return name_of(self.callback)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +267,7 @@ def _line(transaction: RecordedTransaction) -> str:
     where = f" in {transaction.endpoint!r}" if transaction.endpoint else ""
     again = f", attempt {transaction.attempt}" if transaction.attempt > 1 else ""
     error = transaction.error
-    # SQLAlchemy's has the statement as well.
-    text = str(error.orig if isinstance(error, DBAPIError) else error).partition("\n")[0]
-    why = f" ({type(error).__name__}: {shorten(text, _WIDTH)})" if error is not None else ""
+    why = f" ({type(error).__name__}: {shorten(said(error), _WIDTH)})" if error is not None else ""
     count = _counted(len(transaction.statements), "statement")
     return f"{name}{where}: {transaction.outcome.replace('_', ' ')}{again}, {count}{why}"
 

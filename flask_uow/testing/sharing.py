@@ -396,8 +396,8 @@ class SharedConnection:
 
     def _take_away(self, savepoints: list[_Savepoint]) -> None:
         """Take savepoints out of the database that are above all others, the first with those in it."""
-        for first in savepoints[:1]:
-            self._send(f"RELEASE SAVEPOINT {first.name}")
+        if savepoints:
+            self._send(f"RELEASE SAVEPOINT {savepoints[0].name}")
         for each in savepoints:
             each.is_real = False
 
