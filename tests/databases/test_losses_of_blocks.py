@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sqlite3
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +36,7 @@ from flask_uow._core.connection import _watches_of
 from flask_uow._core.scope import _places
 from tests.conftest import Book, Loan, count, titles
 from tests.databases.conftest import SLOW, fail_in
+from tests.garbage import garbage_of
 
 REQUIRES_NEW, NOT_SUPPORTED = Propagation.REQUIRES_NEW, Propagation.NOT_SUPPORTED
 DEMANDS: list[dict[str, Any]] = [{"isolation_level": "SERIALIZABLE"}, {"read_only": True}]
@@ -592,22 +592,7 @@ def test_no_cycles_of_ours(engine: Engine) -> None:
             fail_in(session)
 
     for work in (late, caught):
-        work()
-        gc.collect()
-        # What other tests have left is not looked at.
-        gc.freeze()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
-            for _ in range(3):
-                work()
-            gc.collect()
-            ours = {type(each).__name__ for each in gc.garbage if type(each).__module__.startswith("flask_uow")}
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.unfreeze()
-
-        assert ours == set()
+        assert garbage_of(work, 3).ours == []
 
 
 def test_waiting_for_oneself_on_sqlite(engine: Engine) -> None:
