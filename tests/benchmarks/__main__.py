@@ -1,34 +1,77 @@
-"""What a request costs, by hand, with flask_uow, and with what else there is, in interleaved runs.
+"""What a request costs: written by hand, with flask_uow, and with what else there is.
 
 ::
 
-    python -m tests.benchmarks [--rounds 60] [--requests 20] [--only wsgi] [--plot docs/images] [--short]
+    python -m tests.benchmarks [--only wsgi] [--rounds 60] [--requests 20] [--plot docs/images] [--short]
 
-It prints Markdown tables: medians, with the quartiles behind them. A ratio is that of two times within one round, to
-the views by hand, or to Flask alone for the route without a database. ``--help`` lists contenders and routes.
+Three measurements, each printed as Markdown:
+
+wsgi          seconds inside a process without a server, in one interleaved run, on SQLite files
+instructions  instructions of a request, counted by valgrind, on SQLite files
+served        requests a second under gunicorn and how long they take, in one interleaved run, on PostgreSQL
+
+Times have quartiles behind their median. A ratio is taken within one round: to the view by hand, or to Flask alone
+for the route without a database. The databases are made for it, and dropped.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
 
-from tests.benchmarks import wsgi
+from sqlalchemy.exc import OperationalError
+
+from tests.benchmarks import instructions, served, wsgi
 from tests.benchmarks.databases import temporary_databases
 from tests.benchmarks.models import ROUTES
-from tests.benchmarks.results import spread, spreads_of_ratios, table_by_route
+from tests.benchmarks.plan import Plan
+from tests.benchmarks.results import Spread, Times, spread, spreads_of_ratios, table, table_by_route
 from tests.benchmarks.roster import CONTENDERS, Contender, base_of
+from tests.benchmarks.stand import CLOCKS
+
+POSTGRESQL: Final = os.environ.get("FLASK_UOW_TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
+
+
+PLANS: Final = {"wsgi": Plan(60, 20, warm_up=50), "served": Plan(10, 400, warm_up=40)}
+SHORT_PLANS: Final = {"wsgi": Plan(2, 2, warm_up=1), "served": Plan(1, 4, warm_up=4)}
+
+COUNTED: Final = (10, 60)
+"""For how many requests instructions are counted; what is told is the difference."""
+
+SHORT_COUNTED: Final = (2, 4)
+
+
+class LeftOutError(Exception):
+    """A measurement is not possible here."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--requests", type=int, default=20, help="of each route in a turn")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="contenders:\n" + "\n".join(f"  {key:20}{c.label}" for key, c in CONTENDERS.items()),
+    )
+    parser.add_argument("--only", choices=REPORTS, help="the one measurement to do; otherwise those that are possible")
+    parser.add_argument("--rounds", type=int, help="how many (wsgi 60, served 10)")
+    parser.add_argument("--requests", type=int, help="in a turn (wsgi 20, served 400)")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="of wsgi; cpu for a machine that others use, too"
+    )
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="KEY")
     parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES), metavar="NAME")
-    parser.add_argument("--url", help="of a server where databases can be made and dropped, instead of SQLite files")
-    return parser.parse_args(arguments)
+    parser.add_argument("--url", help="a server on which databases can be made, for wsgi and served")
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the ratios of wsgi, as PNG and SVG")
+    parser.add_argument("--short", action="store_true", help="show that it works; the numbers say nothing")
+    options = parser.parse_args(arguments)
+    if options.plot and options.only not in {None, "wsgi"}:
+        parser.error("--plot draws the measurement wsgi, which --only leaves out.")
+    return options
 
 
 def selected(options: argparse.Namespace) -> list[Contender]:
@@ -41,23 +84,109 @@ def selected(options: argparse.Namespace) -> list[Contender]:
     ]
 
 
-def report_wsgi(options: argparse.Namespace) -> None:
-    """Measure inside the processes, and print two tables."""
-    contenders = selected(options)
-    labels = {contender.key: contender.label for contender in contenders}
+def plan_of(options: argparse.Namespace, measurement: str) -> Plan:
+    """Return when and how often is asked in a measurement."""
+    plan = (SHORT_PLANS if options.short else PLANS)[measurement]
+    return replace(
+        plan,
+        rounds=options.rounds or plan.rounds,
+        requests=options.requests or plan.requests,
+        routes=options.routes,
+        clock=options.clock,
+    )
+
+
+def spreads(times: Times) -> dict[str, dict[str, Spread]]:
+    """Return the quartiles of all rounds."""
+    return {route: {key: spread(numbers) for key, numbers in of_route.items()} for route, of_route in times.items()}
+
+
+def report_wsgi(options: argparse.Namespace, contenders: list[Contender], labels: Mapping[str, str]) -> None:
+    """Print how many times the base each takes, and the microseconds."""
+    plan = plan_of(options, "wsgi")
     with temporary_databases(options.url, labels) as urls:
-        times = wsgi.measure(contenders, urls, options.routes, rounds=options.rounds, requests=options.requests)
-    seconds = {route: {key: spread(n) for key, n in of_route.items()} for route, of_route in times.items()}
-    print(f"\nTimes a request takes as long as by hand ({options.rounds} rounds of {options.requests} requests)\n")
-    print(table_by_route(spreads_of_ratios(times, base_of), labels, "{:.3f}".format))
-    print("\nMicroseconds a request\n")
-    print(table_by_route(seconds, labels, lambda number: f"{number * 1e6:.0f}"))
+        times = wsgi.measure(contenders, urls, plan)
+    ratios = spreads_of_ratios(times, base_of)
+    size = f"{plan.rounds} rounds of {plan.requests} requests, {plan.clock} clock"
+    title = f"Time of a request in proportion to by hand ({size})"
+    print(f"\n## {title}\n\n{table_by_route(ratios, labels, '{:.3f}'.format)}")
+    print(f"\n## Microseconds\n\n{table_by_route(spreads(times), labels, lambda seconds: f'{seconds * 1e6:.0f}')}")
+    if options.plot:
+        # It takes longer to load than all that is measured in the short form.
+        from tests.benchmarks.plot import draw
+
+        for path in draw(ratios, labels, title, options.plot):
+            print(f"\nDrawn: {path}")
+
+
+def report_instructions(options: argparse.Namespace, contenders: list[Contender], labels: Mapping[str, str]) -> None:
+    """Print the thousands of instructions, and how many times the base that is."""
+    if not instructions.is_possible():
+        raise LeftOutError("valgrind is not installed.")
+    few, many = SHORT_COUNTED if options.short else COUNTED
+    with temporary_databases(None, labels) as urls:
+        counts = instructions.measure(contenders, urls, options.routes, few=few, many=many)
+
+    def cell(route: str, key: str) -> str:
+        if (count := counts[route].get(key)) is None:
+            return ""
+        base = counts[route][base_of(route)]
+        return f"{count / 1000:,.0f} ({count / base:.3f}, {(count - base) / 1000:+,.0f})"
+
+    print("\n## Thousands of instructions of a request (in proportion to by hand, and more than by hand)\n")
+    print(table(["", *counts], ([label, *(cell(route, key) for route in counts)] for key, label in labels.items())))
+
+
+def report_served(options: argparse.Namespace, contenders: list[Contender], labels: Mapping[str, str]) -> None:
+    """Print for each route requests a second and latencies, with their ratios to the base."""
+    plan = plan_of(options, "served")
+    try:
+        with temporary_databases(options.url or POSTGRESQL, labels) as urls:
+            times = served.measure(contenders, urls, plan)
+    except OperationalError as error:
+        raise LeftOutError(f"the database says {error.orig}") from error
+    scales: list[Callable[[float], str]] = [
+        lambda seconds: f"{1 / seconds:.0f}",
+        lambda seconds: f"{seconds * 1e3:.2f}",
+        lambda seconds: f"{seconds * 1e3:.2f}",
+    ]
+    values = [spreads(part) for part in times]
+    ratios = [spreads_of_ratios(part, base_of) for part in times]
+
+    def cells(route: str, key: str) -> Iterator[str]:
+        for form, value, ratio in zip(scales, values, ratios, strict=True):
+            if key in value[route]:
+                low, median, high = ratio[route][key]
+                yield form(value[route][key].median)
+                yield f"{median:.3f} ({low:.3f} to {high:.3f})"
+
+    title = f"under gunicorn, {plan.rounds} rounds of {plan.requests} requests, {served.CONNECTIONS} at a time"
+    for route in options.routes:
+        print(f"\n## {route}, {title}\n")
+        head = ["", "requests/s", "time of all, ratio", "p50, ms", "ratio", "p99, ms", "ratio"]
+        taking_part = {key: label for key, label in labels.items() if route in CONTENDERS[key].routes}
+        print(table(head, ([label, *cells(route, key)] for key, label in taking_part.items())))
+
+
+REPORTS: Final[dict[str, Callable[[argparse.Namespace, list[Contender], Mapping[str, str]], None]]] = {
+    "wsgi": report_wsgi,
+    "instructions": report_instructions,
+    "served": report_served,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is asked for."""
+    """Do the measurements that are asked for."""
     options = parse(arguments)
-    report_wsgi(options)
+    contenders = selected(options)
+    labels = {contender.key: contender.label for contender in contenders}
+    for name in [options.only] if options.only else REPORTS:
+        try:
+            REPORTS[name](options, contenders, labels)
+        except LeftOutError as reason:
+            if options.only:
+                raise SystemExit(f"{name} is not possible here: {reason}") from reason
+            print(f"\n{name} is left out: {reason}")
 
 
 if __name__ == "__main__":

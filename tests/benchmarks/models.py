@@ -160,7 +160,9 @@ def add_entry(session: Session, route: str) -> None:
 
 def transfer_one(session: Session) -> None:
     """Send two SELECTs, and have two UPDATEs sent with the next flush."""
-    payer, payee = session.get_one(Account, 1), session.get_one(Account, 2)
+    # Locked where the database has locks for rows: otherwise two requests at a time lose one of them.
+    payer = session.get_one(Account, 1, with_for_update=True)
+    payee = session.get_one(Account, 2, with_for_update=True)
     payer.balance -= 1
     payee.balance += 1
 
@@ -196,7 +198,7 @@ def contents(url: URL) -> Contents:
     engine = make_engine(url)
     with Session(engine) as session:
         written = select(Entry.route, func.count()).group_by(Entry.route)
-        entries = dict(session.execute(written).tuples().all())
+        entries = {row[0]: row[1] for row in session.execute(written)}
         balances = list(session.scalars(select(Account.balance).order_by(Account.id)))
     engine.dispose()
     return Contents(entries, balances)

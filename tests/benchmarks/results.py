@@ -6,8 +6,15 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from tests.benchmarks.roster import Contender
+
 Times = dict[str, dict[str, list[float]]]
 """By route and contender, one number for each round."""
+
+
+def no_times(contenders: Sequence[Contender], routes: Iterable[str]) -> Times:
+    """Return where the times of those are to be noted that take part by each route."""
+    return {route: {c.key: [] for c in contenders if route in c.routes} for route in routes}
 
 
 class Spread(NamedTuple):

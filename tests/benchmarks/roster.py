@@ -25,15 +25,16 @@ class Contender:
     key: str
     label: str
     maker: str
-    """Module and function. It is imported where the app is made: nobody pays for another's imports and listeners."""
+    """Module and function, which is imported where it is needed."""
 
     routes: tuple[str, ...] = tuple(ROUTES)
 
-    def make(self, url: URL) -> Made:
-        """Return the app on a database."""
+    @property
+    def make(self) -> Callable[[URL], Made]:
+        """What makes the app on a database."""
         module, _, function = self.maker.partition(":")
         make: Callable[[URL], Made] = getattr(import_module(f"tests.benchmarks.contenders.{module}"), function)
-        return make(url)
+        return make
 
 
 CONTENDERS: Final = {
