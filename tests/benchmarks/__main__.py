@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -36,7 +37,7 @@ from tests.benchmarks.stand import CLOCKS
 POSTGRESQL: Final = os.environ.get("FLASK_UOW_TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
 
 
-PLANS: Final = {"wsgi": Plan(60, 20, warm_up=50), "served": Plan(10, 400, warm_up=40)}
+PLANS: Final = {"wsgi": Plan(60, 20, warm_up=50), "served": Plan(10, 200, warm_up=40)}
 SHORT_PLANS: Final = {"wsgi": Plan(2, 2, warm_up=1), "served": Plan(1, 4, warm_up=4)}
 
 COUNTED: Final = (10, 60)
@@ -49,6 +50,13 @@ class LeftOutError(Exception):
     """A measurement is not possible here."""
 
 
+def positive(text: str) -> int:
+    """Return a number that is above zero."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(
@@ -58,8 +66,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog="contenders:\n" + "\n".join(f"  {key:20}{c.label}" for key, c in CONTENDERS.items()),
     )
     parser.add_argument("--only", choices=REPORTS, help="the one measurement to do; otherwise those that are possible")
-    parser.add_argument("--rounds", type=int, help="how many (wsgi 60, served 10)")
-    parser.add_argument("--requests", type=int, help="in a turn (wsgi 20, served 400)")
+    parser.add_argument("--rounds", type=positive, help="how many (wsgi 60, served 10)")
+    parser.add_argument("--requests", type=positive, help="in a turn (wsgi 20, served 200)")
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="of wsgi; cpu for a machine that others use, too"
     )
@@ -140,11 +148,12 @@ def report_instructions(options: argparse.Namespace, contenders: list[Contender]
 def report_served(options: argparse.Namespace, contenders: list[Contender], labels: Mapping[str, str]) -> None:
     """Print for each route requests a second and latencies, with their ratios to the base."""
     plan = plan_of(options, "served")
-    try:
-        with temporary_databases(options.url or POSTGRESQL, labels) as urls:
-            times = served.measure(contenders, urls, plan)
-    except OperationalError as error:
-        raise LeftOutError(f"the database says {error.orig}") from error
+    with ExitStack() as stack:
+        try:
+            urls = stack.enter_context(temporary_databases(options.url or POSTGRESQL, labels))
+        except OperationalError as error:
+            raise LeftOutError(f"no database can be made: {error.orig}") from error
+        times = served.measure(contenders, urls, plan)
     scales: list[Callable[[float], str]] = [
         lambda seconds: f"{1 / seconds:.0f}",
         lambda seconds: f"{seconds * 1e3:.2f}",

@@ -16,6 +16,7 @@ import gc
 import os
 import subprocess
 import sys
+import traceback
 from typing import Final
 
 from sqlalchemy import make_url
@@ -24,6 +25,7 @@ from tests.benchmarks.roster import CONTENDERS
 from tests.benchmarks.stand import Stand
 
 WARM_UP: Final = 30
+"""Requests of each route before anything is counted, all routes first: what they have in common is used by all."""
 
 
 def switch_on() -> None:
@@ -40,12 +42,12 @@ def in_another_process(stand: Stand, route: str, count: int) -> int:
     """Ask so often in a copy of this process, and return its id."""
     process = os.fork()
     if process == 0:
-        status = 1
         try:
             stand.ask(route, count)
-            status = 0
-        finally:
-            os._exit(status)
+        except BaseException:  # noqa: BLE001 - this copy must not go on
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
     _, status = os.waitpid(process, 0)
     if status:
         raise AssertionError(f"{count} requests to {route} have failed.")

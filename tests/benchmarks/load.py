@@ -4,8 +4,9 @@
 
     python -m tests.benchmarks.load PORT METHOD PATH STATUS BODY REQUESTS CONNECTIONS
 
-It sends so many requests to 127.0.0.1, looks at each answer, and prints as JSON how long all of them and each of them
-took. It needs the standard library alone, and as little of the processor as can be: the server has to share.
+It sends so many requests to 127.0.0.1, rounded up to as many on each connection, looks at each answer, and prints as
+JSON how long all of them and each of them took. It needs the standard library alone, and as little of the processor
+as can be: the server has to share.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def main(caller: Callable[[], Caller], expected: tuple[int, str], requests: int,
     callers = [caller() for _ in range(connections)]
     try:
         with ThreadPoolExecutor(connections) as pool:
-            jobs = [pool.submit(seconds_of_each, one, requests // connections, expected, start) for one in callers]
+            each = -(-requests // connections)
+            jobs = [pool.submit(seconds_of_each, one, each, expected, start) for one in callers]
             latencies = [seconds for job in jobs for seconds in job.result(10 * TIMEOUT)]
         seconds = perf_counter() - began[0]
     finally:

@@ -1,9 +1,8 @@
 """How long requests take without a server between: in turns, each contender in a process of its own.
 
-In one process all would pay for the others: flask_uow listens to
-SQLAlchemy's Session class, a signal with a receiver costs every sender more, and each app makes the garbage collector
-slower. The processes are forked from one, so that hash seed and memory are alike, and nobody works while another is
-being timed.
+In one process all would pay for the others: flask_uow listens to SQLAlchemy's Session class, a signal with a receiver
+costs every sender more, and each app makes the garbage collector slower. The processes are forked from one, so that
+hash seed and memory are alike, and nobody works while another is being timed.
 """
 
 from __future__ import annotations
