@@ -40,10 +40,8 @@ POSTGRESQL: Final = os.environ.get("FLASK_UOW_TEST_POSTGRESQL", "postgresql+psyc
 PLANS: Final = {"wsgi": Plan(60, 20, warm_up=50), "served": Plan(10, 200, warm_up=40)}
 SHORT_PLANS: Final = {"wsgi": Plan(2, 2, warm_up=1), "served": Plan(1, 4, warm_up=4)}
 
-COUNTED: Final = (10, 60)
-"""For how many requests instructions are counted; what is told is the difference."""
-
-SHORT_COUNTED: Final = (2, 4)
+COUNTED: Final = instructions.Counted(few=10, many=60, seeds=3)
+SHORT_COUNTED: Final = instructions.Counted(few=2, many=4, seeds=1)
 
 
 class LeftOutError(Exception):
@@ -71,6 +69,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="of wsgi; cpu for a machine that others use, too"
     )
+    parser.add_argument("--seeds", type=positive, help="how many hash seeds instructions are counted with (3)")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="KEY")
     parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES), metavar="NAME")
     parser.add_argument("--url", help="a server on which databases can be made, for wsgi and served")
@@ -131,9 +130,10 @@ def report_instructions(options: argparse.Namespace, contenders: list[Contender]
     """Print the thousands of instructions, and how many times the base that is."""
     if not instructions.is_possible():
         raise LeftOutError("valgrind is not installed.")
-    few, many = SHORT_COUNTED if options.short else COUNTED
-    with temporary_databases(None, labels) as urls:
-        counts = instructions.measure(contenders, urls, options.routes, few=few, many=many)
+    plan = SHORT_COUNTED if options.short else COUNTED
+    if options.seeds:
+        plan = plan._replace(seeds=options.seeds)
+    counts = instructions.measure(contenders, options.routes, plan)
 
     def cell(route: str, key: str) -> str:
         if (count := counts[route].get(key)) is None:
