@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from flask_uow._core.session import OVERSEEN, SessionSource, binds_of, distinct_binds
+from flask_uow._core.session import SessionSource, binds_of, distinct_binds, is_watched
 from flask_uow.context import Slot, current_app, current_slot
 from flask_uow.errors import ConfigurationError, NoScopeError
 
@@ -96,7 +96,7 @@ def _binds_of_maker(make: Callable[[], object]) -> Binds:
             return []
         found = binds_of(session)
         # It may be one that is in use.
-        if OVERSEEN not in session.info:
+        if not is_watched(session):
             session.close()
         return found
 
@@ -230,7 +230,7 @@ class _OneForEachContext:
         if session is None:
             session = self._db.sessionmaker()
             _tell_all(self.sources, session)
-            if OVERSEEN not in session.info:
+            if not is_watched(session):
                 # An app that no UnitOfWork was initialised with: nobody but its owner would close it.
                 session.close()
                 return self._get_session(name)

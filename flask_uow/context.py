@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, Protocol, cast
 
 import flask.globals
 from flask import Flask, Request, has_request_context
@@ -33,12 +33,14 @@ __all__ = [
     "REQUEST_CONTEXT",
     "VIEW",
     "VIEW_ENTERED",
-    "Attributes",
+    "Carrier",
     "Phase",
     "RequestState",
     "Slot",
+    "StandIn",
     "bound_late",
     "current_app",
+    "current_carrier",
     "current_endpoint",
     "current_request",
     "current_slot",
@@ -58,7 +60,7 @@ _DISPATCHED_IN: Final = "_flask_uow_dispatched_in"
 _TEARDOWN: Final = "_flask_uow_teardown"
 
 PHASE: Final = "_flask_uow_phase"
-"""The key of a request's phase in the attributes of its context."""
+"""The attribute of what carries the phase of a request."""
 
 IN_USE: Final = "_flask_uow_in_use"
 
@@ -81,19 +83,40 @@ VIEW_ENTERED: Final = Phase.VIEW_ENTERED
 AFTER_VIEW: Final = Phase.AFTER_VIEW
 
 
-Attributes = dict[str, Any]
-"""The ``__dict__`` of a request context."""
+class Carrier(Protocol):
+    """What carries how far a request has come: its context, whose attributes these become, or what stands in for it.
+
+    They are set and read as attributes. To look into the ``__dict__`` of a context makes all that Flask asks of it
+    dearer.
+    """
+
+    _flask_uow_phase: Phase | None
+    _flask_uow_in_use: bool
+    """Whether anybody has asked for its slot. A request that nobody has a slot for pays for looking at this alone."""
+
+
+class StandIn:
+    """Carries what no context is there for."""
+
+    _flask_uow_phase: Phase | None = None
+    _flask_uow_in_use: bool = False
 
 
 class Slot:
     """What belongs to one context; made when somebody asks for it."""
 
-    __slots__ = ("__weakref__", "_attributes", "attempts", "plans", "request", "scopes")
+    __slots__ = ("__weakref__", "attempts", "carrier", "ending", "owner", "plans", "request", "scopes")
 
-    def __init__(self, attributes: Attributes) -> None:
-        self._attributes = attributes
-        self.request = current_request() if has_request_context() else None
+    def __init__(self, carrier: Carrier) -> None:
+        self.carrier = carrier
+        self.owner: Any = _variable.get(None)
+        """What represents the request that it is of, or None outside requests on Flask 3.1."""
+
+        self.request: Request | None = None if self.owner is None else getattr(self.owner, _REQUEST)
         """That of the context, which on Flask 3.1 is gone when the teardown functions of an app context run."""
+
+        self.ending = False
+        """Whether the context ends, so that teardown functions of somebody else's run."""
 
         self.plans: dict[object, Any] = {}
         """What is done with the request, by the object that manages it."""
@@ -107,7 +130,7 @@ class Slot:
     @property
     def phase(self) -> Phase | None:
         """How far the request has come, or None where none is being dispatched."""
-        return self._attributes.get(PHASE)
+        return self.carrier._flask_uow_phase
 
 
 def current_app() -> Flask | None:
@@ -127,10 +150,7 @@ def current_endpoint() -> str | None:
     if has_request_context():
         return current_request().endpoint
     context = _cv_app.get(None)
-    slot: Slot | None = None
-    if context is not None:
-        place, key = _place(context)
-        slot = place.get(key)
+    slot = None if context is None else slot_in(context)
     return None if slot is None or slot.request is None else slot.request.endpoint
 
 
@@ -145,121 +165,145 @@ def current_slot() -> Slot:
         NoScopeError: There is none, or it has been popped, as in a thread that works in a copy of it.
     """
     context = _cv_app.get(None)
+    if context is not None:
+        # Mostly it is there, and in the place where it is looked for first.
+        slot: Slot | None = getattr(context, _SLOT, None)
+        if slot is not None and slot.owner is _variable.get(None) and getattr(context, _TOKENS):
+            return slot
+    return _find_slot(context)
+
+
+def _find_slot(context: Any) -> Slot:
     if context is None:
         raise NoScopeError(
             "The session",
             "no Flask context is active. Push one with 'with app.app_context():', or use 'with uow.transaction():'. A "
             "streamed body has one within stream_with_context().",
         )
-    if not _is_pushed(context):
+    if not getattr(context, _TOKENS):
         raise NoScopeError(
             "The session",
             "the context has been popped, and its session is closed. Work that outlives its request needs a context "
             "of its own: 'with app.app_context():', or flask.copy_current_request_context().",
         )
 
-    place, key = _place(context)
-    slot: Slot | None = place.get(key)
+    slot = slot_in(context)
     if slot is None:
-        slot = place[key] = Slot(_attributes_for(context))
+        slot = Slot(_carrier_for(context))
+        pairs = _pairs(context)
+        if pairs is None:
+            setattr(context, _SLOT, slot)
+        else:
+            pairs[context] = slot
     return slot
 
 
-def enter_request() -> Attributes:
-    """Note that the current request is being dispatched from here on, and return what carries its phase.
+def slot_in(context: Any) -> Slot | None:
+    """Return the slot of the current request in an app context, or of that alone, if somebody has asked for it."""
+    pairs = _pairs(context)
+    slot: Slot | None = getattr(context, _SLOT, None) if pairs is None else pairs.get(context)
+    return slot
 
-    A request that nobody has a slot for carries its phase alone: that is all it costs.
-    """
-    attributes: Attributes = vars(REQUEST_CONTEXT.get())
-    attributes[PHASE] = BEFORE_VIEW
-    _enter(attributes)
-    return attributes
+
+def _forget_slot(context: Any) -> None:
+    pairs = _pairs(context)
+    if pairs is not None:
+        pairs.pop(context, None)
+    elif hasattr(context, _SLOT):
+        delattr(context, _SLOT)
+        if hasattr(context, IN_USE):
+            context._flask_uow_in_use = False
+
+
+def current_carrier() -> Carrier:
+    """Return what carries the phase of the current request, or a stand-in where none is being dispatched."""
+    context = REQUEST_CONTEXT.get(None)
+    carrier: Carrier = context if hasattr(context, PHASE) else StandIn()
+    return carrier
 
 
 if MERGED:  # pragma: no cover - Flask 3.2; the same tests run on both lines, one line at a time
     _variable: ContextVar[Any] = _cv_app
+    _cv_beside: ContextVar[Any] = ContextVar("flask_uow.beside", default=None)
+    _TOKENS = "_cv_token"
+    _REQUEST = "_request"
 
-    def _is_pushed(context: Any) -> bool:
-        return context._cv_token is not None
+    def _pairs(context: Any) -> dict[Any, Slot] | None:
+        """Return where the slot of the current context is kept, if that is not in the context itself."""
+        return None
 
-    def _place(context: Any) -> tuple[dict[Any, Any], Any]:
-        """Return the dict and the key under which the slot of the current context is kept."""
-        return vars(context), _SLOT
-
-    def _attributes_for(context: Any) -> Attributes:
+    def _carrier_for(context: Any) -> Carrier:
         """Return what carries the phase of a new slot."""
-        attributes: Attributes = vars(context)
-        attributes[IN_USE] = True
-        return attributes
+        context._flask_uow_in_use = True
+        if not hasattr(context, PHASE):
+            context._flask_uow_phase = None
+        carrier: Carrier = context
+        return carrier
 
-    def _enter(attributes: Attributes) -> None:
-        """Nothing: a slot from before the dispatch has the context's own attributes."""
-
-    def _ends(context: Any) -> bool:
-        """Whether there is anything to end with an app context."""
-        return _SLOT in vars(context)
-
-    def _ends_with_its_request() -> bool:
-        return False
+    def enter_request() -> Carrier:
+        """Note that the current request is being dispatched from here on, and return what carries its phase."""
+        context: Any = _cv_app.get()
+        context._flask_uow_phase = BEFORE_VIEW
+        context._flask_uow_in_use = hasattr(context, _SLOT)
+        return cast(Carrier, context)
 
 else:
     from flask.globals import _cv_request
 
     _variable = _cv_request
+    _cv_beside = _cv_request
+    _TOKENS = "_cv_tokens"
+    _REQUEST = "request"
 
-    def _is_pushed(context: Any) -> bool:
-        return bool(context._cv_tokens)
-
-    def _place(context: Any) -> tuple[dict[Any, Any], Any]:
-        """Return the dict and the key under which the slot of the current context is kept.
+    def _pairs(context: Any) -> dict[Any, Slot] | None:
+        """Return where the slot of the current context is kept, if that is not in the app context itself.
 
         Outside a request it is in the app context. So it is for an app context that the request pushed by itself: it
         has no other user, and outlives the request context by its own teardown functions, which are to see the same
         session. For any other pair it is in the request context.
         """
         request = _cv_request.get(None)
-        if request is None:
-            return vars(context), _SLOT
-
-        attributes = vars(request)
-        if attributes.get(_OWN) is context or not request._cv_tokens:
-            return vars(context), _SLOT
+        if request is None or getattr(request, _OWN, None) is context or not request._cv_tokens:
+            return None
 
         for _, pushed in request._cv_tokens:
             if pushed is context:
                 # Remembered, for stream_with_context() and the test client push the two again one by one.
-                attributes[_OWN] = context
-                return vars(context), _SLOT
+                setattr(request, _OWN, context)
+                return None
 
-        return attributes.setdefault(_PAIRS, {}), context
+        if not hasattr(request, _PAIRS):
+            setattr(request, _PAIRS, {})
+        pairs: dict[Any, Slot] = getattr(request, _PAIRS)
+        return pairs
 
-    def _attributes_for(context: Any) -> Attributes:
-        """Return what carries the phase of a new slot: the request's attributes, if it is dispatched in *context*."""
-        request = _cv_request.get(None)
+    def _carrier_for(context: Any) -> Carrier:
+        """Return what carries the phase of a new slot: the request, if it is dispatched in *context*."""
+        request: Any = _cv_request.get(None)
         if request is None:
-            return {}
-        attributes: Attributes = vars(request)
-        attributes[IN_USE] = True
-        return attributes if attributes.get(_DISPATCHED_IN) is context else {}
+            return StandIn()
+        request._flask_uow_in_use = True
+        carrier: Carrier = request if getattr(request, _DISPATCHED_IN, None) is context else StandIn()
+        return carrier
 
-    def _enter(attributes: Attributes) -> None:
-        """Remember where the request is dispatched, and let a slot from before follow its phase."""
-        attributes[_DISPATCHED_IN] = _cv_app.get()
-        if IN_USE in attributes:
-            current_slot()._attributes = attributes
-
-    def _ends(context: Any) -> bool:
-        """Whether there is anything to end with an app context. Inside a request it may be kept there."""
-        return _SLOT in vars(context) or _cv_request.get(None) is not None
-
-    def _ends_with_its_request() -> bool:
-        """Whether the request that ends shares its app context, so that no app context ends with it."""
-        pairs = vars(_cv_request.get()).get(_PAIRS)
-        return pairs is not None and _cv_app.get() in pairs
+    def enter_request() -> Carrier:
+        """Note that the current request is being dispatched from here on, and return what carries its phase."""
+        carrier: Any = _cv_request.get()
+        carrier._flask_uow_phase = BEFORE_VIEW
+        carrier._flask_uow_dispatched_in = _cv_app.get()
+        if not hasattr(carrier, IN_USE):
+            carrier._flask_uow_in_use = False
+        if carrier._flask_uow_in_use:
+            # A slot from before follows its phase.
+            current_slot().carrier = carrier
+        return cast(Carrier, carrier)
 
 
 REQUEST_CONTEXT: Final = _variable
 """The context variable of what represents a request."""
+
+_BESIDE: Final = _cv_beside
+"""The context variable of a request that has a context beside that of its app: on Flask 3.1, and nothing after it."""
 
 
 class RequestState:
@@ -297,9 +341,11 @@ Closer = Callable[[Slot | None, BaseException | None], None]
 """Ends what a slot holds; None is a context that nobody used. The context is still current."""
 
 
-def _error_in(arguments: tuple[Any, ...]) -> BaseException | None:
-    """Return the error among the arguments of a method that runs teardown functions."""
-    return arguments[-1] if arguments and isinstance(arguments[-1], BaseException) else None
+def _error_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> BaseException | None:
+    """Return the error among the arguments of a method that runs teardown functions: the last of them."""
+    if kwargs:
+        args = (*args, *kwargs.values())
+    return args[-1] if args and isinstance(args[-1], BaseException) else None
 
 
 class _Closers:
@@ -314,25 +360,27 @@ class _Closers:
         self._closers.insert(len(self._closers) if always else 0, closer)
         self.always = self.always or always
 
-    def prepare(self, arguments: tuple[Any, ...]) -> None:
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Let the scopes know, for a teardown function of somebody else's may close their sessions."""
-        place, key = _place(_cv_app.get())
-        slot: Slot | None = place.get(key)
-        for scope in slot.scopes.values() if slot is not None else ():
-            scope.ending = True
-            scope.expects_rollback = scope.expects_rollback or is_failure(_error_in(arguments))
+        slot = slot_in(_cv_app.get())
+        if slot is not None:
+            slot.ending = True
+            has_failed = is_failure(_error_in(args, kwargs))
+            for scope in slot.scopes.values():
+                scope.ending = True
+                if has_failed:
+                    scope.expects_rollback = True
 
-    def leave(self, arguments: tuple[Any, ...]) -> None:
-        place, key = _place(_cv_app.get())
-        slot = place.get(key)
-        error = _error_in(arguments)
+    def leave(self, *args: Any, **kwargs: Any) -> None:
+        context = _cv_app.get()
+        slot = slot_in(context)
+        error = _error_in(args, kwargs)
         for close in self._closers:
             try:
                 close(slot, error)
             except Exception:
                 logger.exception("Closing a session at teardown failed", extra=JOURNAL.about(None))
-        place.pop(key, None)
-        place.pop(IN_USE, None)
+        _forget_slot(context)
 
 
 def on_leaving(app: Flask, closer: Closer, *, always: bool) -> None:
@@ -355,22 +403,28 @@ def on_leaving(app: Flask, closer: Closer, *, always: bool) -> None:
     closers.add(closer, always=always)
 
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
-        if _ends(_cv_app.get()):
-            closers.prepare((*args, *kwargs.values()))
+        context = _cv_app.get()
+        slot: Slot | None = getattr(context, _SLOT, None)
+        # Inside a request it may be kept there.
+        is_inside = _BESIDE.get(None) is not None
+        if is_inside or (slot is not None and not slot.ending):
+            closers.prepare(*args, **kwargs)
         try:
             original_appcontext(*args, **kwargs)
         finally:
-            if closers.always or _ends(_cv_app.get()):
-                closers.leave((*args, *kwargs.values()))
+            if is_inside or closers.always or hasattr(context, _SLOT):
+                closers.leave(*args, **kwargs)
 
     def do_teardown_request(*args: Any, **kwargs: Any) -> None:
-        if IN_USE in vars(REQUEST_CONTEXT.get()):
-            closers.prepare((*args, *kwargs.values()))
+        context = REQUEST_CONTEXT.get()
+        if getattr(context, IN_USE, False):
+            closers.prepare(*args, **kwargs)
         try:
             original_request(*args, **kwargs)
         finally:
-            if _ends_with_its_request():
-                closers.leave((*args, *kwargs.values()))
+            # It can share its app context, so that no app context ends with it.
+            if hasattr(context, _PAIRS) and _cv_app.get() in getattr(context, _PAIRS):
+                closers.leave(*args, **kwargs)
 
     original_appcontext = bound_late(app, "do_teardown_appcontext")
     setattr(app, "do_teardown_appcontext", do_teardown_appcontext)  # noqa: B010 - mypy refuses assigning to a method

@@ -14,26 +14,27 @@ from typing import Any, Final
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException, InternalServerError
 
-from flask_uow._core.events import Notify
+from flask_uow._core.events import Observer
 from flask_uow._core.once import once
-from flask_uow._core.policy import Decision, on_error, on_status
+from flask_uow._core.policy import COMMIT, ROLLBACK, Decision, on_error, on_status
 from flask_uow._core.recording import Recorder
-from flask_uow._core.retry import NOTHING_BEFORE, Attempt, Attempts, Retry
+from flask_uow._core.retry import NOTHING_BEFORE, Attempt, Attempts
 from flask_uow._core.runtime import HookErrors, Plan, Runtime
 from flask_uow._core.scope import Scope
 from flask_uow._core.session import SessionSource
 from flask_uow.context import (
     AFTER_VIEW,
     BEFORE_VIEW,
-    IN_USE,
     JOURNAL,
-    PHASE,
     REQUEST_CONTEXT,
     VIEW,
     VIEW_ENTERED,
-    Attributes,
+    PHASE,
+    Carrier,
     Slot,
+    StandIn,
     bound_late,
+    current_carrier,
     current_endpoint,
     current_request,
     current_slot,
@@ -83,7 +84,7 @@ class Managed:
         settings: Settings,
         *,
         recorders: Sequence[Recorder],
-        observers: Collection[Notify],
+        observers: Collection[Observer],
     ) -> None:
         self._app = app
         self.owner = owner
@@ -114,6 +115,8 @@ class Managed:
         scope = slot.scopes.get(self)
         if scope is None:
             scope = slot.scopes[self] = Scope(self.runtime, self.plan_in(slot))
+            if slot.ending:
+                scope.ending = True
             if slot.attempts is not None:
                 scope.attempt(slot.attempts)
         return scope.innermost
@@ -158,28 +161,31 @@ class Managed:
 
     def plan_in(self, slot: Slot) -> Plan | None:
         """Return the transaction that is there without a block, as far as the request has come."""
-        if slot.phase is None:
+        phase = slot.carrier._flask_uow_phase
+        if phase is None:
             return None
-        plan = self.request_plan(slot)
-        return plan.rest if slot.phase is AFTER_VIEW else plan.view
+        plan: RequestPlan | None = slot.plans.get(self)
+        if plan is None:
+            plan = self.request_plan(slot)
+        return plan.rest if phase is AFTER_VIEW else plan.view
 
     def enter_view(self, policy: Policy) -> bool:
         """Whether the decorator with *policy* is the current request's own, and starts now. Dispatch ends it."""
-        attributes = _request_attributes()
-        if attributes.get(PHASE) is not VIEW or self.find_plan().policy is not policy:
+        carrier = current_carrier()
+        if carrier._flask_uow_phase is not VIEW or self.find_plan().policy is not policy:
             return False
-        attributes[PHASE] = VIEW_ENTERED
-        if IN_USE in attributes and (attempts := current_slot().attempts) is not None:
+        carrier._flask_uow_phase = VIEW_ENTERED
+        if carrier._flask_uow_in_use and (attempts := current_slot().attempts) is not None:
             # A decorator outside may run the view again by itself.
             attempts.reopen()
         return True
 
     def view_failed(self, error: BaseException) -> None:
         """End the view's transaction at once, for what is outside its decorator may swallow *error*."""
-        attributes = _request_attributes()
+        carrier = current_carrier()
         # It may call the view again, as a retry does.
-        attributes[PHASE] = VIEW
-        slot = current_slot() if IN_USE in attributes else None
+        carrier._flask_uow_phase = VIEW
+        slot = current_slot() if carrier._flask_uow_in_use else None
         scope = None if slot is None else slot.scopes.get(self)
         if slot is not None and scope is not None:
             scope.settle(self.on_error(slot, error), error, self.request_plan(slot).view)
@@ -192,19 +198,19 @@ class Managed:
         if not isinstance(response, self._app.response_class):
             # That of an HTTPException, as the error handler of Flask would see it.
             response = self._app.response_class.force_type(response, current_request().environ)
-        return Decision.COMMIT if commit_if(response) else Decision.ROLLBACK
+        return COMMIT if commit_if(response) else ROLLBACK
 
     def on_error(self, slot: Slot, error: BaseException) -> Decision:
         """Decide by what a view raised."""
         plan = self.request_plan(slot).view
-        return Decision.ROLLBACK if plan is None else on_error(error, plan.options, self._judge)
+        return ROLLBACK if plan is None else on_error(error, plan.options, self._judge)
 
     def _judge(self, error: BaseException) -> Decision | None:
         """Judge ``abort()`` by its own response, like a response that is returned."""
         if not isinstance(error, HTTPException):
             return None
         response = error.get_response()
-        if _request_attributes().get(PHASE) is None:
+        if current_carrier()._flask_uow_phase is None:
             return on_status(response.status_code)
         return self.on_response(current_slot(), response)
 
@@ -263,29 +269,24 @@ class Dispatch:
         ):
             self._wrap()
 
-        attributes = enter_request()
-        if IN_USE in attributes:
-            self._replan(attributes)
+        carrier = enter_request()
+        if carrier._flask_uow_in_use:
+            self._replan(carrier)
         try:
             for managed in self._with_registries:
                 managed.adopt_open()
             response: Response = self._full_dispatch(*args, **kwargs)
-            if IN_USE in attributes:
-                try:
-                    self._settle_rest(attributes, response)
-                    self._look_for_leftovers(response)
-                except BaseException:
-                    response.close()
-                    raise
+            if carrier._flask_uow_in_use:
+                self._settle_all(carrier, response)
         except BaseException as error:
-            if IN_USE in attributes:
+            if carrier._flask_uow_in_use:
                 _expect_rollback(current_slot())
-            self._roll_back(attributes, error)
+                self._roll_back(carrier, error)
             raise
         finally:
-            attributes[PHASE] = None
-            if IN_USE in attributes:
-                self._replan(attributes)
+            carrier._flask_uow_phase = None
+            if carrier._flask_uow_in_use:
+                self._replan(carrier)
         return response
 
     def _dispatch_first(self, *args: Any, **kwargs: Any) -> Response:
@@ -318,39 +319,55 @@ class Dispatch:
 
     def _around_dispatch(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def dispatch_request(*args: Any, **kwargs: Any) -> Any:
-            attributes = _request_attributes()
-            before = attributes.get(PHASE)
-            if before is VIEW or before is VIEW_ENTERED:
-                return original(*args, **kwargs)
-            if before is None:
-                # Nobody has come by full_dispatch_request(): dispatch is called by hand.
-                enter_request()
-                self._replan(attributes)
+            carrier: Any = REQUEST_CONTEXT.get(None)
+            if getattr(carrier, PHASE, None) is not BEFORE_VIEW:
+                return self._dispatch_again(lambda: original(*args, **kwargs))
+            if (self._repeats or somebody_repeats()) and (plan := self._plan_to_repeat()) is not None:
+                return self._repeat(plan, carrier, lambda: original(*args, **kwargs))
 
+            # As in _run_view(): the way of most requests, and each call costs them more than all the rest of this.
+            carrier._flask_uow_phase = VIEW
             try:
-                plan = self._plan_to_repeat() if self._repeats or somebody_repeats() else None
-                if plan is not None and plan.retry is not None:
-                    return self._repeat(plan, plan.retry, attributes, lambda: original(*args, **kwargs))
-                return self._run_view(attributes, original, args, kwargs)
+                value = original(*args, **kwargs)
+                if carrier._flask_uow_in_use:
+                    value = self._settle_view(carrier, value)
+            except BaseException as error:
+                self._settle_error(carrier, error)
+                raise
             finally:
-                attributes[PHASE] = AFTER_VIEW
-                if before is None:
-                    attributes[PHASE] = None
-                    self._replan(attributes)
+                carrier._flask_uow_phase = AFTER_VIEW
+            return value
 
         return dispatch_request
 
-    def _run_view(
-        self, attributes: Attributes, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Run the view, and settle its work."""
-        attributes[PHASE] = VIEW
+    def _dispatch_again(self, original: Callable[[], Any]) -> Any:
+        """Dispatch a request whose view is running or has run, or that nobody has entered."""
+        carrier = current_carrier()
+        before = carrier._flask_uow_phase
+        if before is VIEW or before is VIEW_ENTERED:
+            return original()
+        if before is None:
+            # Nobody has come by full_dispatch_request(): dispatch is called by hand.
+            carrier = enter_request()
+            self._replan(carrier)
         try:
-            value = original(*args, **kwargs)
-            if IN_USE in attributes:
-                value = self._settle_view(attributes, value)
+            plan = self._plan_to_repeat() if self._repeats or somebody_repeats() else None
+            return self._run_view(carrier, original) if plan is None else self._repeat(plan, carrier, original)
+        finally:
+            carrier._flask_uow_phase = AFTER_VIEW
+            if before is None:
+                carrier._flask_uow_phase = None
+                self._replan(carrier)
+
+    def _run_view(self, carrier: Carrier, view: Callable[[], Any]) -> Any:
+        """Run the view, and settle its work."""
+        carrier._flask_uow_phase = VIEW
+        try:
+            value = view()
+            if carrier._flask_uow_in_use:
+                value = self._settle_view(carrier, value)
         except BaseException as error:
-            self._settle_error(attributes, error)
+            self._settle_error(carrier, error)
             raise
         return value
 
@@ -365,35 +382,38 @@ class Dispatch:
             self._repeatable[key] = plan
         return plan
 
-    def _repeat(self, plan: Plan, retry: Retry, attributes: Attributes, view: Callable[[], Any]) -> Any:
+    def _repeat(self, plan: Plan, carrier: Carrier, view: Callable[[], Any]) -> Any:
         """Run the view as often as its transaction asks for it, and as it may."""
+        retry = plan.retry
+        assert retry is not None
         runtime = next(iter(self.managed.values())).runtime
         attempts = Attempts(retry, plan.label, runtime.sleep, runtime.journal)
         repetition = _Repetition(attempts, current_slot())
         try:
             while True:
                 # As if it came from before_request functions again.
-                attributes[PHASE] = VIEW
-                self._replan(attributes)
+                carrier._flask_uow_phase = VIEW
+                self._replan(carrier)
                 repetition.begin()
                 with Attempt(attempts) as attempt:
-                    attempt.value = self._run_view(attributes, view, (), {})
+                    attempt.value = self._run_view(carrier, view)
                 if attempt.is_last:
                     return attempt.value
                 _close_answer(attempt.value)
                 repetition.undo()
         finally:
+            carrier._flask_uow_phase = AFTER_VIEW
             repetition.end()
 
     def _around_handling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def handle_user_exception(*args: Any, **kwargs: Any) -> Any:
             args = (*args, *kwargs.values())
             error: BaseException = args[-1]
-            attributes = _request_attributes()
-            if attributes.get(PHASE) is BEFORE_VIEW:
+            carrier = current_carrier()
+            if carrier._flask_uow_phase is BEFORE_VIEW:
                 # A before_request function has raised: undo its work before its error handler runs.
                 try:
-                    self._settle_error(attributes, error)
+                    self._settle_error(carrier, error)
                 except Exception as worse:  # noqa: BLE001 - handed to the error handlers in its place
                     return original(*args[:-1], worse)
             return original(*args)
@@ -403,13 +423,13 @@ class Dispatch:
     def handle_exception(self, *args: Any, **kwargs: Any) -> Response:
         """Let the handler of a 500 work in a clean session, and settle its work by its response."""
         # A request whose context failed to come up has not been entered yet.
-        attributes = {} if REQUEST_CONTEXT.get(None) is None else enter_request()
-        attributes[PHASE] = AFTER_VIEW
-        self._replan(attributes)
+        carrier: Carrier = StandIn() if REQUEST_CONTEXT.get(None) is None else enter_request()
+        carrier._flask_uow_phase = AFTER_VIEW
+        self._replan(carrier)
         try:
             response: Response = self._exception(*args, **kwargs)
             try:
-                self._settle_rest(attributes, response)
+                self._settle_rest(carrier, response)
             except HookError:
                 logger.exception("Hooks failed while an error was handled", extra=JOURNAL.about(None))
             except Exception:
@@ -418,54 +438,58 @@ class Dispatch:
                 response.close()
                 response = self._app.make_response(InternalServerError())
         except BaseException as error:
-            self._roll_back(attributes, error)
+            self._roll_back(carrier, error)
             raise
         finally:
-            attributes[PHASE] = None
-            self._replan(attributes)
+            carrier._flask_uow_phase = None
+            self._replan(carrier)
         return response
 
     # Settling
 
-    def _replan(self, attributes: Attributes) -> None:
+    def _replan(self, carrier: Carrier) -> None:
         """Let the scopes know how far the request has come."""
-        if IN_USE in attributes:
+        if carrier._flask_uow_in_use:
             slot = current_slot()
             for managed, scope in self._scopes_in(slot):
                 scope.replan(managed.plan_in(slot))
 
-    def _scopes_in(self, slot: Slot) -> Iterator[tuple[Managed, Scope]]:
-        """Yield the scopes of *slot*, in the order in which the UnitOfWork objects were initialised."""
-        for managed in self.managed.values():
-            scope = slot.scopes.get(managed)
-            if scope is not None:
-                yield managed, scope
+    def _scopes_in(self, slot: Slot) -> list[tuple[Managed, Scope]]:
+        """Return the scopes of *slot*, in the order in which the UnitOfWork objects were initialised."""
+        scopes = slot.scopes
+        return [(managed, scopes[managed]) for managed in self.managed.values() if managed in scopes]
 
-    def _settle_view(self, attributes: Attributes, value: Any) -> Any:
-        if all(scope.planned is None for scope in current_slot().scopes.values()):
-            attributes[PHASE] = AFTER_VIEW
-            self._replan(attributes)
+    def _settle_view(self, carrier: Carrier, value: Any) -> Any:
+        slot = current_slot()
+        for scope in slot.scopes.values():
+            if scope.planned is not None:
+                break
+        else:
+            carrier._flask_uow_phase = AFTER_VIEW
+            self._replan(carrier)
             return value
 
         response = self._app.make_response(value)
-        attributes[PHASE] = AFTER_VIEW
+        carrier._flask_uow_phase = AFTER_VIEW
         try:
-            self._settle(attributes, lambda managed, slot: managed.on_response(slot, response), None)
+            self._settle(slot, lambda managed, slot: managed.on_response(slot, response), None)
         except BaseException:
             response.close()
             raise
         return response
 
-    def _roll_back(self, attributes: Attributes, error: BaseException) -> None:
-        self._settle(attributes, lambda *_: Decision.ROLLBACK, error)
+    def _roll_back(self, carrier: Carrier, error: BaseException) -> None:
+        if carrier._flask_uow_in_use:
+            self._settle(current_slot(), _roll_back, error)
 
-    def _settle_error(self, attributes: Attributes, error: BaseException) -> None:
-        attributes[PHASE] = AFTER_VIEW
-        self._settle(attributes, lambda managed, slot: managed.on_error(slot, error), error)
-        if IN_USE not in attributes:
+    def _settle_error(self, carrier: Carrier, error: BaseException) -> None:
+        carrier._flask_uow_phase = AFTER_VIEW
+        if not carrier._flask_uow_in_use:
             return
+        slot = current_slot()
+        self._settle(slot, lambda managed, slot: managed.on_error(slot, error), error)
         # What its handler does in a session that is clean is another matter.
-        left = [scope for scope in current_slot().scopes.values() if scope.leftovers() is not None]
+        left = [scope for scope in slot.scopes.values() if scope.leftovers() is not None]
         if left and not (isinstance(error, HTTPException) and _is_success(error.get_response())):
             for scope in left:
                 scope.write_off()
@@ -491,30 +515,48 @@ class Dispatch:
         if objects:
             raise UncommittedChangesError(current_endpoint(), objects, more)
 
-    def _settle_rest(self, attributes: Attributes, response: Response) -> None:
+    def _settle_all(self, carrier: Carrier, response: Response) -> None:
+        """Settle what is left at the end of a request. Mostly there is nothing."""
+        for scope in current_slot().scopes.values():
+            if scope.is_open:
+                break
+        else:
+            if not _is_success(response):
+                _expect_rollback(current_slot())
+            return
+        try:
+            self._settle_rest(carrier, response)
+            self._look_for_leftovers(response)
+        except BaseException:
+            response.close()
+            raise
+
+    def _settle_rest(self, carrier: Carrier, response: Response) -> None:
         """Settle what was done outside the view, which only the app-wide policy covers."""
 
         def decide(managed: Managed, slot: Slot) -> Decision:
             covered = managed.request_plan(slot).rest is not None
-            return managed.on_response(slot, response) if covered else Decision.ROLLBACK
+            return managed.on_response(slot, response) if covered else ROLLBACK
 
-        attributes[PHASE] = AFTER_VIEW
-        self._settle(attributes, decide, None)
+        carrier._flask_uow_phase = AFTER_VIEW
+        if carrier._flask_uow_in_use:
+            self._settle(current_slot(), decide, None)
 
-    def _settle(self, attributes: Attributes, decide: Decide, error: BaseException | None) -> None:
+    def _settle(self, slot: Slot, decide: Decide, error: BaseException | None) -> None:
         """End the planned transactions of all, in the order in which they were initialised.
 
         Raises:
             PartialCommitError: One failed after another had committed.
             HookError: Hooks failed, and are to raise.
         """
-        if IN_USE not in attributes:
+        scopes = self._scopes_in(slot)
+        if len(scopes) == 1:
+            # There is nothing that could be stored in part.
+            _settle_one(*scopes[0], slot, decide, error)
             return
-
-        slot = current_slot()
         settlement = _Settlement(slot, decide, error)
         # What cannot commit is known before anything does.
-        for managed, scope in sorted(self._scopes_in(slot), key=lambda each: not each[1].is_doomed):
+        for managed, scope in sorted(scopes, key=lambda each: not each[1].is_doomed):
             settlement.end(managed, scope)
         settlement.tell()
 
@@ -564,6 +606,26 @@ Decide = Callable[[Managed, Slot], Decision]
 """Decides for one UnitOfWork, whose place is in the slot."""
 
 
+def _settle_one(managed: Managed, scope: Scope, slot: Slot, decide: Decide, error: BaseException | None) -> None:
+    """End the planned transaction of *managed*; after a failure, by a rollback.
+
+    Raises:
+        HookError: Hooks failed, and are to raise.
+    """
+    then = managed.plan_in(slot)
+    if scope.planned is None:
+        scope.settle(ROLLBACK, error, then)
+        return
+    try:
+        follows = slot.attempts is not None and slot.attempts.follows
+        scope.settle(ROLLBACK if follows else decide(managed, slot), error, then)
+    except HookError:
+        raise
+    except BaseException as failure:
+        scope.settle(ROLLBACK, failure, then)
+        raise
+
+
 class _Settlement:
     """The end of one request's planned transactions, one UnitOfWork after the other."""
 
@@ -579,20 +641,15 @@ class _Settlement:
 
     def end(self, managed: Managed, scope: Scope) -> None:
         """End the transaction of *managed*; after a failure, by a rollback."""
-        then = managed.plan_in(self._slot)
         transaction = scope.planned
+        decide = self._decide if self._failure is None else _roll_back
         try:
-            decision = Decision.ROLLBACK
-            follows = self._slot.attempts is not None and self._slot.attempts.follows
-            if self._failure is None and transaction is not None and not follows:
-                decision = self._decide(managed, self._slot)
-            scope.settle(decision, self._error, then)
+            _settle_one(managed, scope, self._slot, decide, self._error)
         except HookError as error:
             self._hook_error = self._hook_error or error
         except BaseException as error:  # noqa: BLE001 - raised by tell(), when the others are settled too
             self._failure = self._failure or (managed.name, error)
             self._error = error
-            scope.settle(Decision.ROLLBACK, error, then)
         if transaction is not None and transaction._stored:
             self._committed.append(managed.name)
 
@@ -609,14 +666,12 @@ class _Settlement:
             raise self._hook_error
 
 
-def _request_attributes() -> Attributes:
-    """Return what carries the phase of the current request; nobody's, where one failed before its context was there."""
-    context = REQUEST_CONTEXT.get(None)
-    return {} if context is None else vars(context)
+def _roll_back(_managed: Managed, _slot: Slot) -> Decision:
+    return ROLLBACK
 
 
 def _is_success(response: Any) -> bool:
-    return on_status(response.status_code) is Decision.COMMIT
+    return on_status(response.status_code) is COMMIT
 
 
 def _expect_rollback(slot: Slot) -> None:

@@ -10,7 +10,7 @@ from flask import Blueprint, Flask, has_request_context
 from sqlalchemy.orm import Session
 
 from flask_uow._core.block import Block, standalone_scope
-from flask_uow._core.events import Notify
+from flask_uow._core.events import Observer
 from flask_uow._core.hooks import Moment
 from flask_uow._core.options import Options, StreamOptions, TransactionalOptions, TransactionOptions, check_options
 from flask_uow._core.policy import no_opinion
@@ -95,7 +95,7 @@ class UnitOfWork:
         self._recorders: list[Recorder] = []
         """Who writes down what is changed, in all apps: audit trails."""
 
-        self._observers: list[Notify] = []
+        self._observers: list[Observer] = []
         """Who is told what happens in all apps, beside the signals: tests."""
 
         self._runtime = Runtime(

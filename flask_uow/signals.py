@@ -20,7 +20,7 @@ from flask_uow._core.events import (
     BeforeCommit,
     Completed,
     Event,
-    Notify,
+    Observer,
     Removed,
     Retried,
     Started,
@@ -99,7 +99,7 @@ class Publisher:
         observers: Who is told beside the signals, before them, and of more: tests. There can be others later.
     """
 
-    __slots__ = ("_journal", "_observers", "_sender", "_synchronise")
+    __slots__ = ("_journal", "_sender", "_synchronise", "observers")
 
     def __init__(
         self,
@@ -107,19 +107,25 @@ class Publisher:
         synchronise: Synchronise = _no_loop,
         *,
         journal: Journal,
-        observers: Collection[Notify] = (),
+        observers: Collection[Observer] = (),
     ) -> None:
         self._journal = journal
         self._sender = sender
         self._synchronise = synchronise
-        self._observers = observers
+        self.observers = observers
 
     def wants(self, kind: type[Event], /) -> bool:
         """Whether the signal has any receiver that would be called for this sender, or anybody observes such events."""
         signal = _SIGNALS.get(kind)
         if signal is not None and signal.receivers and signal.has_receivers_for(self._sender):
             return True
-        return bool(self._observers) and any(observer.wants(kind) for observer in tuple(self._observers))
+        return bool(self.observers) and any(observer.wants(kind) for observer in tuple(self.observers))
+
+    def wants_changes(self) -> bool:
+        """Whether anybody listens to an event that has changes. It is asked when a transaction begins."""
+        if before_commit.receivers or after_commit.receivers or after_rollback.receivers or self.observers:
+            return self.wants(BeforeCommit) or self.wants(AfterCommit) or self.wants(AfterRollback)
+        return False
 
     def __call__(self, event: Event, /) -> None:
         """Send *event* as its signal.
@@ -127,7 +133,7 @@ class Publisher:
         What a receiver of `before_commit` raises is a veto, and goes on. After the fact there is nothing to veto:
         the others are called all the same, and what is raised is logged.
         """
-        for observer in tuple(self._observers) if self._observers else ():
+        for observer in tuple(self.observers) if self.observers else ():
             if observer.wants(type(event)):
                 observer(event)
         signal = _SIGNALS.get(type(event))

@@ -780,7 +780,10 @@ def test_request_without_attempts_costs_nothing(app: Flask, postgresql: Engine) 
     def view() -> str:
         from flask.globals import _cv_app
 
-        seen.append({name for name in vars(_cv_app.get()) if name.startswith("_flask_uow")} - {"_flask_uow_phase"})
+        seen.append(
+            {name for name in vars(_cv_app.get()) if name.startswith("_flask_uow")}
+            - {"_flask_uow_phase", "_flask_uow_in_use"}
+        )
         return ""
 
     assert app.test_client().get("/").status_code == 200

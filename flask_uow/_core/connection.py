@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, Protocol
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
@@ -36,6 +36,7 @@ __all__ = [
     "committing",
     "execution_options",
     "follow",
+    "forget",
     "give_back",
     "has_given_up",
     "has_written",
@@ -146,52 +147,37 @@ _ALWAYS_SENT: Final = ("ROLLBACK", "XA END", "XA ROLLBACK")
 class _Watch:
     """What is known of one connection while a session uses it."""
 
-    __slots__ = (
-        "_attended",
-        "_busy",
-        "_followed",
-        "_has_just_changed",
-        "_limit",
-        "_manage_limit",
-        "_observed",
-        "_savepoints",
-        "change",
-        "outer",
-        "refuses_writing",
-        "stopwatch",
-        "supervised",
-        "supervisor",
-        "written",
-    )
+    # What is usual is said once, in the class: most connections are given few attributes of their own.
+
+    written: bool = False
+    change: str | None = None
+    """The first statement that has changed something for certain, of a connection that began outside any."""
+
+    refuses_writing: bool = False
+    """Whether it is read-only, and its database does not see to it."""
+
+    stopwatch: Stopwatch | None = None
+    """Measures the work of the database, if anybody wants to know."""
+
+    outer: _Watch | None = None
+    """That of another session, which its maker has bound to the same connection."""
+
+    _has_just_changed: bool = False
+    _savepoints: tuple[str, ...] = ()
+    """Those that were begun before it."""
+
+    _limit: Limit | None = None
+    _attended: bool = False
+    _followed: bool = False
+    _observed: bool = False
+    _busy: bool = False
 
     def __init__(self, supervisor: Supervisor, *, supervised: bool, manage_limit: bool) -> None:
         self.supervisor = supervisor
         self.supervised = supervised
         """Whether it began in a transaction. What is written outside one is remembered, for it must not be lost."""
 
-        self.written = False
-        self.change: str | None = None
-        """The first statement that has changed something for certain, of a connection that began outside any."""
-
-        self._has_just_changed = False
-        self._savepoints: list[str] = []
-        """Those that were begun before it."""
-
-        self.refuses_writing = False
-        """Whether it is read-only, and its database does not see to it."""
-
-        self.stopwatch: Stopwatch | None = None
-        """Measures the work of the database, if anybody wants to know."""
-
-        self.outer: _Watch | None = None
-        """That of another session, which its maker has bound to the same connection."""
-
-        self._limit: Limit | None = None
         self._manage_limit = manage_limit
-        self._attended = False
-        self._followed = False
-        self._observed = False
-        self._busy = False
 
     def observe(self, connection: Connection) -> None:
         """Tell of each statement, and of COMMIT."""
@@ -263,7 +249,7 @@ class _Watch:
         elif self.change is not None:
             return
         elif statement.startswith(_SAVEPOINT):
-            self._savepoints.append(statement.removeprefix(_SAVEPOINT).strip())
+            self._savepoints += (statement.removeprefix(_SAVEPOINT).strip(),)
         # Whether it only reads was looked at already.
         elif self.written and changes(statement, connection.dialect.name):
             self.change = statement
@@ -288,8 +274,11 @@ class _Watch:
             self._busy = False
 
 
-_watches: WeakKeyDictionary[Connection, _Watch] = WeakKeyDictionary()
-"""By connection, which is not to hold them: one that has listeners of its own is a cycle of SQLAlchemy's."""
+_WATCH: Final = "_flask_uow_watch"
+"""The attribute of a connection that is watched."""
+
+_watched: Final[set[ref[Connection]]] = set()
+"""The connections that are watched, or were."""
 
 
 def take(connection: Connection, supervisor: Supervisor, demands: Demands | None, *, bound: bool) -> None:
@@ -310,9 +299,11 @@ def take(connection: Connection, supervisor: Supervisor, demands: Demands | None
     if not supervised or supervisor.restricted:
         watch.attend(connection)
     driver = connection.connection.driver_connection
-    _begin_at_once(connection, driver)
+    # One that is sent BEGIN does not commit by itself.
+    has_begun = _begin_at_once(connection, driver)
     if demands is not None:
-        _refuse_autocommit(connection, driver)
+        if not has_begun:
+            _refuse_autocommit(connection, driver)
         if demands.read_only and (bound or not _make_read_only(connection, driver)):
             watch.refuses_writing = True
             watch.attend(connection)
@@ -324,8 +315,9 @@ def _watch(connection: Connection, supervisor: Supervisor, *, supervised: bool, 
     watch = _Watch(supervisor, supervised=supervised, manage_limit=not bound)
     if bound:
         give_back(connection, supervisor)
-        watch.outer = _watches.get(connection)
-    _watches[connection] = watch
+        watch.outer = _watch_of(connection)
+    setattr(connection, _WATCH, watch)
+    _watched.add(ref(connection, _watched.discard))
     return watch
 
 
@@ -335,16 +327,32 @@ def give_back(connection: Connection, supervisor: Supervisor) -> None:
     for watch, outer in zip(kept, (*kept[1:], None), strict=False):
         watch.outer = outer
     if kept:
-        _watches[connection] = kept[0]
+        setattr(connection, _WATCH, kept[0])
     else:
-        _watches.pop(connection, None)
+        forget(connection)
+
+
+def _watch_of(connection: Connection) -> _Watch | None:
+    watch: _Watch | None = getattr(connection, _WATCH, None)
+    return watch
+
+
+def _known_watch_of(connection: Connection) -> _Watch:
+    watch: _Watch = getattr(connection, _WATCH)
+    return watch
 
 
 def _watches_of(connection: Connection) -> Iterator[_Watch]:
-    watch = _watches.get(connection)
+    watch = _watch_of(connection)
     while watch is not None:
         yield watch
         watch = watch.outer
+
+
+def forget(connection: Connection) -> None:
+    """Forget a connection that its session has given back; one that has listeners is a cycle of SQLAlchemy's."""
+    if hasattr(connection, _WATCH):
+        delattr(connection, _WATCH)
 
 
 def adopt(connection: Connection, supervisor: Supervisor, *, bound: bool) -> None:
@@ -366,20 +374,22 @@ def in_front(connection: Connection, supervisor: Supervisor) -> None:
         return
     for watch, outer in zip(watches, (*watches[1:], None), strict=False):
         watch.outer = outer
-    _watches[connection] = watches[0]
+    setattr(connection, _WATCH, watches[0])
 
 
 def observe() -> None:
     """Tell the supervisors of all connections that are in use of what is sent, those that want to know of it."""
-    for connection, watch in list(_watches.items()):
-        if watch.supervisor.is_observed:
+    for reference in tuple(_watched):
+        connection = reference()
+        watch = None if connection is None else _watch_of(connection)
+        if connection is not None and watch is not None and watch.supervisor.is_observed:
             watch.observe(connection)
 
 
 @contextmanager
 def quietly(connection: Connection) -> Generator[None]:
     """Let what is sent inside be our own, which observers are not told of."""
-    watch = _watches[connection]
+    watch = _known_watch_of(connection)
     before = watch.quietly(busy=True)
     try:
         yield
@@ -389,34 +399,34 @@ def quietly(connection: Connection) -> Generator[None]:
 
 def attend(connection: Connection) -> None:
     """Ask the supervisor of a connection that is watched before each statement, from now on."""
-    _watches[connection].attend(connection)
+    _known_watch_of(connection).attend(connection)
 
 
 def measure(connection: Connection, stopwatch: Stopwatch) -> None:
     """Measure the work of the database for a connection that is watched, from now on."""
-    _watches[connection].measure(connection, stopwatch)
+    _known_watch_of(connection).measure(connection, stopwatch)
 
 
 def follow(connection: Connection) -> None:
     """Tell the supervisor of a connection that is watched of savepoints that are rolled back, from now on."""
-    _watches[connection].follow(connection)
+    _known_watch_of(connection).follow(connection)
 
 
 def begun(connection: Connection) -> None:
     """Forget what listeners to the beginning have sent: they send it again when the session begins anew."""
-    watch = _watches[connection]
+    watch = _known_watch_of(connection)
     watch.written, watch.change = False, None
 
 
 def change_on(connection: Connection) -> str | None:
     """Return the first statement that has changed something; of a connection that began outside any transaction."""
-    watch = _watches.get(connection)
+    watch = _watch_of(connection)
     return None if watch is None else watch.change
 
 
 def relax(connection: Connection, seconds: float | None) -> None:
     """Let the server know that a block that had less time is over."""
-    _watches[connection].give(connection, seconds)
+    _known_watch_of(connection).give(connection, seconds)
 
 
 def refuse_autocommit(connection: Connection) -> None:
@@ -483,7 +493,7 @@ def has_written(connection: Connection) -> bool:
     PostgreSQL is asked as well, for a query can call functions that write: its transaction has an id then. See
     "Transaction ID and Snapshot Information Functions" in its documentation.
     """
-    watch = _watches[connection]
+    watch = _known_watch_of(connection)
     if watch.written or watch.supervised:
         # Nobody keeps account of what is sent in most transactions.
         return True
@@ -521,13 +531,16 @@ def begin_at_once(connection: Connection) -> None:
     _begin_at_once(connection, connection.connection.driver_connection)
 
 
-def _begin_at_once(connection: Connection, driver: Any) -> None:
-    if isinstance(driver, sqlite3.Connection) and _begins_late(driver):
-        if driver.isolation_level:
-            connection.exec_driver_sql(f"BEGIN {driver.isolation_level}")
-        else:
-            # A deferred BEGIN takes no lock and cannot fail, and SQLAlchemy has told of it already.
-            driver.execute("BEGIN")
+def _begin_at_once(connection: Connection, driver: Any) -> bool:
+    """Send BEGIN where the driver would wait with it, and return whether it was sent."""
+    if not isinstance(driver, sqlite3.Connection) or not _begins_late(driver):
+        return False
+    if driver.isolation_level:
+        connection.exec_driver_sql(f"BEGIN {driver.isolation_level}")
+    else:
+        # A deferred BEGIN takes no lock and cannot fail, and SQLAlchemy has told of it already.
+        driver.execute("BEGIN")
+    return True
 
 
 def _begins_late(driver: sqlite3.Connection) -> bool:
@@ -625,7 +638,7 @@ def _before_statement(
     context: ExecutionContext | None,
     _executemany: bool,  # noqa: FBT001 - the signature of SQLAlchemy's event
 ) -> None:
-    watch = _watches.get(connection)
+    watch = _watch_of(connection)
     # One that a session was bound to is its maker's again.
     if watch is not None:
         watch.before(connection, statement)
@@ -634,31 +647,31 @@ def _before_statement(
 
 def committing(connection: Connection) -> None:
     """Tell the supervisor of a connection that is watched, and is observed, that COMMIT is next."""
-    watch = _watches.get(connection)
+    watch = _watch_of(connection)
     if watch is not None:
         watch.supervisor.committing(connection)
 
 
 def _after_statement(connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
-    watch = _watches.get(connection)
+    watch = _watch_of(connection)
     if watch is not None and statement.startswith(_ROLLBACK_TO):
         watch.supervisor.rolled_back(connection, statement.removeprefix(_ROLLBACK_TO).strip())
 
 
 def _statement_starts(connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
-    watch = _watches.get(connection)
+    watch = _watch_of(connection)
     if watch is not None:
         watch.starts(statement)
 
 
 def _statement_ends(connection: Connection, *_rest: Any) -> None:
-    watch = _watches.get(connection)
+    watch = _watch_of(connection)
     if watch is not None:
         watch.ends()
 
 
 def _transaction_ends(connection: Connection) -> None:
-    watch = _watches.get(connection)
+    watch = _watch_of(connection)
     if watch is not None and watch.stopwatch is not None:
         # With several engines there is one after the other.
         watch.stopwatch.stop()
@@ -668,7 +681,7 @@ def _transaction_ends(connection: Connection) -> None:
 def _handle_error(context: ExceptionContext) -> Exception | None:
     error = context.sqlalchemy_exception
     connection = context.connection
-    watch = None if connection is None else _watches.get(connection)
+    watch = None if connection is None else _watch_of(connection)
     if connection is None or watch is None:
         return None
     watch.failed()

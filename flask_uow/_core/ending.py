@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from time import monotonic, perf_counter, time
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -33,12 +35,13 @@ from flask_uow._core.guard import Guard, brief, caught
 from flask_uow._core.hooks import Failure, Hook, Hooks, Moment
 from flask_uow._core.options import Options, Verify
 from flask_uow._core.places import Places
-from flask_uow._core.policy import Decision, on_error
+from flask_uow._core.policy import ROLLBACK, Decision, on_error
 from flask_uow._core.recording import Recorder
 from flask_uow._core.retry import Attempts, apart
 from flask_uow._core.runtime import Runtime
 from flask_uow._core.session import WatchedSession, refuse_lost_changes
 from flask_uow._core.slow import tell_if_slow
+from flask_uow._core.stopwatch import Stopwatch
 from flask_uow._core.tracking import Record, Span
 from flask_uow._core.transaction import Doom, Outcome, State, Transaction, outside_any_block
 from flask_uow.errors import (
@@ -70,17 +73,15 @@ class _NotFit(Exception):  # noqa: N818 - nobody meets it
 class Ending(Guard):
     """The transactions of one context, the innermost last: how they end. It knows not how they begin."""
 
-    __slots__ = ("_committing", "_draining", "_seen", "_settling", "_telling")
+    _settling: bool = False
+    _seen: Mapping[Recorder, Any] = MappingProxyType({})
+    """What recorders want to know beside the changes, of the transaction that is about to commit."""
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
         self._draining: Drain | None = None
-        self._settling = False
-        self._committing: Transaction | None = None
-        self._seen: dict[Recorder, Any] = {}
-        """What recorders want to know beside the changes, of the transaction that is about to commit."""
-
         self._telling = False
+        self._committing: Transaction | None = None
 
     @property
     def _is_outside(self) -> bool:
@@ -91,8 +92,9 @@ class Ending(Guard):
         outermost = self._stack[0] if transaction.parent is not None else transaction
         if outermost._started is None:
             outermost._started = perf_counter()
-            if self._runtime.notify.wants(Started):
-                self._runtime.notify(Started(outermost))
+            notify = self._runtime.notify
+            if notify.wants(Started):
+                notify(Started(outermost))
 
     def decide(self, error: BaseException, options: Options) -> Decision:
         """Decide whether the work of a block that raised *error* is kept."""
@@ -122,9 +124,9 @@ class Ending(Guard):
         if transaction._blocks and not by_hand:
             transaction._doom_by(Doom(f"{transaction._blocks[-1].label}, which had joined it, was never left", None))
 
-        if decision is Decision.ROLLBACK or transaction._rollback_only:
+        if decision is ROLLBACK or transaction._rollback_only:
             self._roll_back(transaction, error)
-        elif transaction.state is State.DOOMED:
+        elif transaction._must_roll_back:
             raise self._unexpected(transaction, error)
         elif transaction._savepoint is not None:
             self._release_savepoint(transaction, transaction._savepoint)
@@ -133,26 +135,26 @@ class Ending(Guard):
 
     def _notice(self, transaction: Transaction) -> None:
         """Doom a transaction that is not what its block believes it to be."""
-        unfinished = self._stack[self._stack.index(transaction) + 1 :]
-        if unfinished:
+        if transaction is not self._stack[-1]:
+            unfinished = self._stack[self._stack.index(transaction) + 1 :]
             transaction._doom_by(Doom(f"{unfinished[-1]._label} inside it was never left", None))
             self._abandon(unfinished)
 
-        root = None if self._watched is None else self._watched.session.get_transaction()
-        if transaction._root is not None and transaction._root is not root:
+        root = transaction._root
+        if root is not None and (self._watched is None or root is not self._watched.session.get_transaction()):
             transaction._doom_by(
                 Doom("its session was ended past flask_uow, and what became of its work is not known", None)
             )
 
     def _commit(self, transaction: Transaction, leaving: BaseException | None) -> None:
-        notify = self._runtime.notify
         watched = self._watched
         unanswered: BaseException | None = None
 
         try:
-            if watched is not None and watched.session.in_transaction():
-                self._start(transaction)
-                if notify.wants(BeforeCommit):
+            if watched is not None and watched.session._transaction is not None:
+                if transaction._started is None:
+                    self._start(transaction)
+                if self._runtime.notify.wants(BeforeCommit):
                     self._ask_receivers(transaction, watched)
                 if self._runtime.recorders:
                     self._let_recorders_look(transaction, watched)
@@ -160,7 +162,9 @@ class Ending(Guard):
                 try:
                     watched.commit()
                 finally:
-                    self._committing, self._seen = None, {}
+                    self._committing = None
+                    if self._runtime.recorders:
+                        self._seen = {}
         except _NotFit:
             self.end(transaction, Decision.COMMIT, leaving)
             return
@@ -262,8 +266,7 @@ class Ending(Guard):
     def wants_changes(self) -> bool:
         """Whether anybody wants to know what a transaction that begins now changes."""
         runtime = self._runtime
-        wants = runtime.notify.wants
-        return bool(runtime.recorders) or wants(BeforeCommit) or wants(AfterCommit) or wants(AfterRollback)
+        return bool(runtime.recorders) or runtime.notify.wants_changes()
 
     def wants_time(self) -> bool:
         """Whether slow transactions are logged."""
@@ -324,11 +327,13 @@ class Ending(Guard):
     @property
     def is_observed(self) -> bool:
         """Whether anybody wants to know of each statement."""
-        return self._runtime.notify.wants(Sending)
+        notify = self._runtime.notify
+        return bool(notify.observers) and notify.wants(Sending)
 
     def connected(self, connection: Connection) -> None:
         """Tell observers of a connection."""
-        self._observed(Connected(self._outermost, connection))
+        if self._runtime.notify.observers:
+            self._observed(Connected(self._outermost, connection))
 
     def sending(self, connection: Connection, statement: Statement) -> None:
         """Tell observers of a statement."""
@@ -354,13 +359,15 @@ class Ending(Guard):
         if transaction is None or watched is None:
             self._record_past_us(watched)
             return
-        self.check_time(transaction._deadline)
+        if transaction._deadline is not None:
+            self.check_time(transaction._deadline)
         if watched.stopwatch is not None:
             # What is sent from here on is ours.
             watched.stopwatch.counts = False
         self._ask_the_database(transaction, watched)
         self._check_fitness(transaction)
-        self._record_changes(transaction, watched)
+        if self._runtime.recorders:
+            self._record_changes(transaction, watched)
         if transaction._attempts is not None:
             refuse_lost_changes(transaction._attempts.expelled)
         options = transaction._options
@@ -396,7 +403,7 @@ class Ending(Guard):
 
     def _ask_the_database(self, transaction: Transaction, watched: WatchedSession) -> None:
         """Doom what the database has given up after an error that was caught; it would not say so at COMMIT."""
-        for connection, error in (transaction._suspects or {}).items():
+        for connection, error in transaction._suspects.items() if transaction._suspects else ():
             try:
                 with quietly(connection):
                     connection.exec_driver_sql("SELECT 1")
@@ -412,12 +419,14 @@ class Ending(Guard):
         if not transaction._stored and transaction._hooks:
             # What they do is done.
             self._note_commit()
+        failures: Sequence[Failure] = ()
         try:
             if transaction._stored and self._runtime.notify.wants(AfterCommit):
                 self._tell_of(AfterCommit(transaction, transaction.changes))
         finally:
             try:
-                failures = self._drain(transaction, transaction._hooks, Moment.COMMIT)
+                if transaction._hooks:
+                    failures = self._drain(transaction, transaction._hooks, Moment.COMMIT)
             finally:
                 self._complete(transaction, Outcome.COMMITTED, None)
         if failures:
@@ -448,7 +457,7 @@ class Ending(Guard):
         # Asked before the rollback, for that makes good what went wrong.
         attempts = transaction._attempts
         will_retry = attempts is not None and attempts.failed(error, transaction._caught(), transaction)
-        if savepoint is None and in_database:
+        if savepoint is None and in_database and transaction._started is None:
             self._start(transaction)
 
         if attempts is not None and will_retry and self._watched is not None:
@@ -461,7 +470,7 @@ class Ending(Guard):
 
         self._leave_stack(transaction, Outcome.ROLLED_BACK)
         transaction.will_retry = will_retry
-        hooks = transaction._hooks.drop_since(transaction._mark)
+        hooks = transaction._drop_hooks_since(transaction._mark)
         if savepoint is not None:
             if transaction._span is not None:
                 transaction._span.forget()
@@ -477,7 +486,7 @@ class Ending(Guard):
 
     def _places_to_record(self, transaction: Transaction) -> Places | None:
         """Return where a transaction has written that is about to be rolled back, if somebody writes that down."""
-        if self._watched is None or not transaction._span or not self._runtime.recorders:
+        if not self._runtime.recorders or self._watched is None or not transaction._span:
             return None
         return self._watched.places(transaction._span.connections)
 
@@ -502,9 +511,11 @@ class Ending(Guard):
             self._tell_of(Retried(transaction, error or attempts.cause, attempts.number, attempts.delay or 0.0))
 
     def _undo_hooks(
-        self, transaction: Transaction, hooks: Hooks, error: BaseException | None, *, others_follow: bool = False
+        self, transaction: Transaction, hooks: Hooks | None, error: BaseException | None, *, others_follow: bool = False
     ) -> None:
         """Run the hooks of a rollback; those of a commit are forgotten."""
+        if not hooks:
+            return
         failures = self._drain(transaction, hooks, Moment.ROLLBACK, error)
         if failures:
             self._report(transaction, failures, committed=False, quietly=error is not None or others_follow)
@@ -564,23 +575,27 @@ class Ending(Guard):
     def _leave_stack(self, transaction: Transaction, outcome: Outcome) -> None:
         del self._stack[self._stack.index(transaction) :]
         if not self._stack:
-            self.restricted = False
-            self._marks.clear()
+            if self.restricted:
+                self.restricted = False
+            if self._marks:
+                self._marks.clear()
         transaction._outcome = outcome
         if transaction.parent is None:
-            if self._watched is not None:
-                self._tell_if_slow(transaction, outcome, self._watched)
+            if self._watched is not None and self._watched.stopwatch is not None:
+                self._tell_if_slow(transaction, outcome, self._watched, self._watched.stopwatch)
             if transaction._span is not None:
                 transaction._span.end()
         # Its errors have tracebacks, whose frames have it.
         transaction._savepoint = transaction._root = transaction._suspects = None
         transaction._doom = transaction._curable = transaction._attempts = None
 
-    def _tell_if_slow(self, transaction: Transaction, outcome: Outcome, watched: WatchedSession) -> None:
-        stopwatch, limit = watched.stopwatch, self._runtime.slow_transaction
-        if stopwatch is not None and limit is not None:
-            watched.stopwatch = None
-            tell_if_slow(transaction, outcome, stopwatch, limit, self._runtime.journal)
+    def _tell_if_slow(
+        self, transaction: Transaction, outcome: Outcome, watched: WatchedSession, stopwatch: Stopwatch
+    ) -> None:
+        watched.stopwatch = None
+        limit = self._runtime.slow_transaction
+        assert limit is not None
+        tell_if_slow(transaction, outcome, stopwatch, limit, self._runtime.journal)
 
     def _abandon(self, savepoints: list[Transaction]) -> None:
         """Roll back savepoints that nobody left."""
@@ -600,9 +615,6 @@ class Ending(Guard):
             self._tell_of(Completed(transaction, outcome, error, transaction._duration()))
 
     def _drain(self, transaction: Transaction, hooks: Hooks, moment: Moment, *args: Any) -> list[Failure]:
-        if not hooks:
-            return []
-
         def tell(hook: Hook, error: BaseException | None) -> None:
             self._runtime.notify(HookRan(transaction._outermost, hook, error))
 
@@ -613,7 +625,7 @@ class Ending(Guard):
         finally:
             self._draining = outer
 
-    def _report(self, transaction: Transaction, failures: list[Failure], *, committed: bool, quietly: bool) -> None:
+    def _report(self, transaction: Transaction, failures: Sequence[Failure], *, committed: bool, quietly: bool) -> None:
         """Log or raise what hooks raised; *quietly* where an error is on its way already, or others must end too."""
         if self._runtime.hook_errors() == "raise" and not quietly:
             what = "after the COMMIT: the work is stored" if committed else "after the ROLLBACK: the work is undone"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,7 @@ __all__ = [
     "Event",
     "HookRan",
     "Notify",
+    "Observer",
     "Removed",
     "Retried",
     "Sending",
@@ -142,8 +144,8 @@ Event = (
 )
 
 
-class Notify(Protocol):
-    """Whom a transaction tells."""
+class Observer(Protocol):
+    """Whom something is told."""
 
     def wants(self, kind: type[Event], /) -> bool:
         """Whether anybody listens, so that nothing is made for nobody."""
@@ -155,3 +157,16 @@ class Notify(Protocol):
         What it raises for `BeforeCommit` is a veto, and for `Sending` and `Committing` in place of what the database
         would answer; it raises for nothing else.
         """
+
+
+class Notify(Observer, Protocol):
+    """Whom a transaction tells."""
+
+    @property
+    def observers(self) -> Collection[Observer]:
+        """Who is told of more than signals have: tests. Where there are none, nothing of that is looked at."""
+        ...
+
+    def wants_changes(self) -> bool:
+        """Whether anybody listens to an event that has changes."""
+        ...

@@ -36,20 +36,20 @@ _NAMED_AT_MOST: Final = 5
 class Guard(ABC):
     """The transactions of one context, the innermost last, and their session: what may be sent still."""
 
-    __slots__ = ("_marks", "_runtime", "_stack", "_suspended", "_watched", "restricted")
+    # As of a transaction, what most scopes never ask for is said in the classes.
+
+    _suspended: str | None = None
+    """The transaction that is suspended meanwhile, if its place was taken."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._stack: list[Transaction] = []
         self._watched: WatchedSession | None = None
-        self._suspended: str | None = None
-        """The transaction that is suspended meanwhile, if its place was taken."""
+        self.restricted = False
+        """Whether a transaction on the stack is doomed, or has a deadline, so that statements are looked at."""
 
         self._marks: dict[tuple[Connection, str], Mark] = {}
         """Where what goes with them begins, of savepoints that the user has made of a connection."""
-
-        self.restricted = False
-        """Whether a transaction on the stack is doomed, or has a deadline, so that statements are looked at."""
 
     @property
     def runtime(self) -> Runtime:
@@ -57,7 +57,7 @@ class Guard(ABC):
         return self._runtime
 
     def _in_transaction(self) -> bool:
-        return self._watched is not None and self._watched.session.in_transaction()
+        return self._watched is not None and self._watched.session._transaction is not None
 
     # Before a statement
 
@@ -112,7 +112,7 @@ class Guard(ABC):
         Raises:
             TransactionTimeoutError: It is.
         """
-        if deadline is not None and self._in_transaction() and deadline.is_over:
+        if deadline is not None and deadline.is_over and self._in_transaction():
             raise self.out_of_time(deadline)
 
     def relax(self) -> None:
@@ -154,19 +154,19 @@ class Guard(ABC):
         hooks, changes = mark
         self._forget_changes(changes)
         if self._stack:
-            self._undo_hooks(self._stack[-1], self._stack[-1]._hooks.drop_since(hooks), sys.exception())
+            self._undo_hooks(self._stack[-1], self._stack[-1]._drop_hooks_since(hooks), sys.exception())
 
     def _mark(self) -> Mark:
         """Return a mark for `savepoint_rolled_back`."""
         record = None if self._watched is None else self._watched.record
-        return len(self._stack[-1]._hooks) if self._stack else 0, 0 if record is None else record.mark()
+        return self._stack[-1]._mark_hooks() if self._stack else 0, 0 if record is None else record.mark()
 
     def _forget_changes(self, mark: int) -> None:
         if self._watched is not None and self._watched.record is not None:
             self._watched.record.forget_since(mark)
 
     @abstractmethod
-    def _undo_hooks(self, transaction: Transaction, hooks: Hooks, error: BaseException | None) -> None:
+    def _undo_hooks(self, transaction: Transaction, hooks: Hooks | None, error: BaseException | None) -> None:
         """Run the hooks of a rollback; those of a commit are forgotten."""
 
     def read_only_error(self, statement: str) -> ReadOnlyTransactionError:

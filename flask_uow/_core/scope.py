@@ -40,45 +40,32 @@ _places: ContextVar[Mapping[Scope, Scope]] = ContextVar("flask_uow.places", defa
 class Scope(Stack):
     """One context's session and its transactions. It oversees the session: see `Overseer`."""
 
-    __slots__ = (
-        "__weakref__",
-        "_closed_by_hand",
-        "_guests",
-        "_label",
-        "_parked",
-        "_written_off",
-        "closed",
-        "ending",
-        "expects_rollback",
-        "takes_a_place",
-    )
+    takes_a_place: bool = False
+    """Whether it has, or had, another's place."""
+
+    ending: bool = False
+    """Whether its context ends, so that others may close the session before we do."""
+
+    expects_rollback: bool = False
+    """Whether nobody expects what is in it to be kept, for what it was for has failed."""
+
+    _parked: Session | None = None
+    """What a registry has open for it while another has its place, or had open when it took another's."""
+
+    _written_off: ref[SessionTransaction] | None = None
+    """The session's transaction with what a failure has left, which nobody expects to be kept."""
 
     def __init__(self, runtime: Runtime, plan: Plan | None = None, label: str = "") -> None:
         super().__init__(runtime, plan)
         self._label = label
         """What to call the block that it is of, or nothing where it is of a whole context."""
 
-        self.takes_a_place = False
-        """Whether it has, or had, another's place."""
-
-        self._closed_by_hand = False
-        self._guests: list[Scope] = []
-        """Those that have its place for a while; more than one, where several tasks run in it."""
-
-        self._parked: Session | None = None
-        """What a registry has open for it while another has its place, or had open when it took another's."""
-
-        self.ending = False
-        """Whether its context ends, so that others may close the session before we do."""
-
-        self.expects_rollback = False
-        """Whether nobody expects what is in it to be kept, for what it was for has failed."""
-
-        self._written_off: ref[SessionTransaction] | None = None
-        """The session's transaction with what a failure has left, which nobody expects to be kept."""
-
         self.closed = False
         """Whether it has come to its end, and no session may be opened in it."""
+
+        self._closed_by_hand = False
+        self._guests: tuple[Scope, ...] = ()
+        """Those that have its place for a while; more than one, where several tasks run in it."""
 
     @property
     def session(self) -> Session:
@@ -95,7 +82,7 @@ class Scope(Stack):
         if self._watched is None:
             self.adopt(self._runtime.source.open())
         assert self._watched is not None
-        if transaction is not None:
+        if transaction is not None and transaction._started is None:
             self._start(transaction)
         return self._watched
 
@@ -104,15 +91,16 @@ class Scope(Stack):
         watched = self._watched
         if self.closed or (watched is not None and watched.session is session):
             return
-        if watched is not None and watched.session.in_transaction():
-            if self.current() is not None:
-                self.doom(self._stack[0], "a second session was opened in it while the first had work to settle", None)
-            return
         if watched is not None:
+            if watched.session.in_transaction():
+                if self.current() is not None:
+                    reason = "a second session was opened in it while the first had work to settle"
+                    self.doom(self._stack[0], reason, None)
+                return
             watched.unwatch()
-        self._closed_by_hand = False
+            self._closed_by_hand = False
         self._watched = WatchedSession(session, self._runtime.source, self)
-        if self._stack:
+        if self._stack and self._watched.has_begun:
             try:
                 self._made_fit(self._stack[0])
             except BaseException:
@@ -129,8 +117,10 @@ class Scope(Stack):
     @property
     def innermost(self) -> Scope:
         """The scope that has its place at the moment, or itself."""
-        scope = self
         places = _places.get()
+        if not places:
+            return self
+        scope = self
         while (inner := places.get(scope)) is not None and not inner.closed:
             scope = inner
         return scope
@@ -159,7 +149,7 @@ class Scope(Stack):
                 "sessionmaker, or let the tasks suspend one after the other.",
             )
         _places.set({**_current_places(), self: inner})
-        self._guests.append(inner)
+        self._guests += (inner,)
         inner.takes_a_place = True
         inner._suspended = self._stack[0]._label if self._stack else None
         inner.swap()
@@ -167,7 +157,7 @@ class Scope(Stack):
     def take_back(self, inner: Scope) -> None:
         """Have the place again that was given to *inner*."""
         if inner in self._guests:
-            self._guests.remove(inner)
+            self._guests = tuple(guest for guest in self._guests if guest is not inner)
             inner.swap()
         places = _current_places()
         if places.get(self) is inner:
@@ -277,7 +267,7 @@ class Scope(Stack):
             self._restrict()
         within: Savepoints = frozenset() if self._watched is None else self._watched.within_own_savepoint()
         block = Joined(label, options, deadline, self._own_savepoint(), within)
-        transaction._blocks.append(block)
+        transaction._blocks += (block,)
         return transaction, block
 
     def leave(self, transaction: Transaction, block: Joined, error: BaseException | None, decision: Decision) -> None:
@@ -290,7 +280,7 @@ class Scope(Stack):
             if error is None:
                 self.check_time(block.deadline)
         finally:
-            transaction._blocks.remove(block)
+            transaction._blocks = tuple(other for other in transaction._blocks if other is not block)
         if error is not None and decision is Decision.ROLLBACK:
             reason = f"{block.label}, which had joined it, failed with {type(error).__name__}"
             # A savepoint of the user's own around it can be rolled back alone. One begun inside it was left behind.
@@ -317,20 +307,25 @@ class Scope(Stack):
         """Roll back what nobody settled, and close the session."""
         self._plan = None
         try:
-            self._abandon_guests()
-            if not is_failure(error):
-                self._tell_of_leftovers()
-            if not self._stack and self._watched is not None and self._watched.record:
-                # What nobody has committed is rolled back, and those who listen are told.
-                self._by_hand()
-            if self._stack:
-                self._roll_back_all(error)
+            if self._guests:
+                self._abandon_guests()
+            if self._stack or self._in_transaction():
+                self._settle_leftovers(error)
         finally:
             self.closed = True
             if self._watched is not None:
                 self._remove(self._watched)
 
     # What nobody has settled
+
+    def _settle_leftovers(self, error: BaseException | None) -> None:
+        if not is_failure(error):
+            self._tell_of_leftovers()
+        if not self._stack and self._watched is not None and self._watched.record:
+            # What nobody has committed is rolled back, and those who listen are told.
+            self._by_hand()
+        if self._stack:
+            self._roll_back_all(error)
 
     def leftovers(self) -> Leftovers | None:
         """Return what is in the session that nobody has settled, if somebody may have meant to keep it."""
@@ -414,28 +409,28 @@ class Scope(Stack):
     def began(self, root: SessionTransaction) -> None:
         """Remember what the outermost transaction's fate hangs on; one that is planned comes into being here."""
         if self.current() is not None:
-            self._stack[0]._root = root
-            self._stack[0]._has_begun = True
+            outermost = self._stack[0]
+            outermost._root = root
+            outermost._has_begun = True
 
     def committed(self) -> None:
         """Remember that there is no way back."""
-        if not self._stack or not self._stack[0].read_only:
+        outermost = self._stack[0] if self._stack else None
+        if outermost is None or not outermost.read_only:
             self._note_commit()
-        if self._stack:
-            self._stack[0]._stored = True
+        if outermost is not None:
+            outermost._stored = True
 
-    def demands(self) -> Demands | None:
-        """Say what the outermost transaction demands of its connections; one that is planned comes into being here."""
-        return None if self.current() is None else self._stack[0]
-
-    def connection_wanted(self, bind: Engine | Connection) -> None:
-        """Refuse what a suspended transaction may be on already.
+    def demands(self, bind: Engine | Connection) -> Demands | None:
+        """Say what the outermost transaction demands of its connections; one that is planned comes into being here.
 
         Raises:
-            ConfigurationError: All sessions on *bind* have one connection.
+            ConfigurationError: A suspended transaction may be on *bind* already, and all sessions there have one
+                connection.
         """
         if self._suspended is not None and (reason := shared(bind)) is not None:
             raise _no_second_connection(self._label, self._suspended, reason)
+        return None if self.current() is None else self._stack[0]
 
     def no_connection(self, error: Exception) -> Exception | None:
         """Doom the transaction that could not have a connection."""

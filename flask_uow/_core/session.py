@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain, islice
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary, ref
@@ -13,6 +12,7 @@ from weakref import WeakKeyDictionary, ref
 from sqlalchemy import Connection, Engine, NestedTransaction, event, inspect
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, UnboundExecutionError
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction, sessionmaker
+from sqlalchemy.orm.session import SessionTransactionState
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from flask_uow._core.connection import (
@@ -26,6 +26,7 @@ from flask_uow._core.connection import (
     change_on,
     execution_options,
     follow,
+    forget,
     give_back,
     has_given_up,
     has_written,
@@ -46,12 +47,18 @@ from flask_uow._core.stopwatch import Stopwatch
 from flask_uow._core.tracking import Record, track, untrack
 from flask_uow.errors import ConfigurationError, PartialCommitError, UnexpectedRollbackError
 
-__all__ = ["OVERSEEN", "Mark", "Overseer", "SessionSource", "WatchedSession", "binds_of", "distinct_binds", "rebind"]
+__all__ = [
+    "Mark",
+    "Overseer",
+    "SessionSource",
+    "WatchedSession",
+    "binds_of",
+    "distinct_binds",
+    "is_watched",
+    "rebind",
+]
 
 logger = logging.getLogger("flask_uow.session")
-
-OVERSEEN: Final = "flask_uow.overseer"
-"""The key in ``session.info`` of a session that is watched."""
 
 _MOST_KEPT: Final = 100
 """How many objects are kept to be named."""
@@ -163,12 +170,12 @@ class Overseer(Supervisor, Protocol):
     def committed(self) -> None:
         """Learn that the session's COMMIT has returned."""
 
-    def demands(self) -> Demands | None:
-        """Return what the transaction that a connection is wanted for demands of it; None is no transaction."""
-        ...
+    def demands(self, bind: Engine | Connection) -> Demands | None:
+        """Return what the transaction that a connection is wanted for demands of it; None is no transaction.
 
-    def connection_wanted(self, bind: Engine | Connection) -> None:
-        """Learn where the session is about to begin, and raise if it must not."""
+        Raise if the session must not begin there.
+        """
+        ...
 
     def about_to_commit(self) -> None:
         """Learn that all is flushed and COMMIT is next, and raise if it must not be sent."""
@@ -210,12 +217,25 @@ class Overseer(Supervisor, Protocol):
         ...
 
 
-_SHADOWED: Final = ("commit", "rollback", "close", "reset", "begin")
+_ACTIVE: Final = SessionTransactionState.ACTIVE
 
 _OF_A_TRANSACTION: Final = ("isolation_level", "postgresql_readonly", "postgresql_deferrable")
 """Execution options that cannot be changed within one."""
 
-_OURS: Final = (*_SHADOWED, "_connection_for_bind", "_execute_internal")
+_WATCHED: Final = "_flask_uow_watched"
+"""The attribute of a session that is watched."""
+
+_OURS: Final = (
+    "commit",
+    "rollback",
+    "close",
+    "reset",
+    "begin",
+    "_connection_for_bind",
+    "_execute_internal",
+    _WATCHED,
+)
+"""The attributes that such a session has from us."""
 
 
 class WatchedSession:
@@ -225,61 +245,58 @@ class WatchedSession:
     until `release` takes them away again.
     """
 
-    __slots__ = (
-        "_aside",
-        "_begun",
-        "_bound",
-        "_demands",
-        "_failed",
-        "_is_sending",
-        "_kept",
-        "_overseer",
-        "_passing",
-        "_sent",
-        "_source",
-        "record",
-        "session",
-        "stopwatch",
-    )
+    # As of a transaction, what most sessions never ask for is said in the class.
+
+    _aside: NestedTransaction | None = None
+    """The savepoint of a COMMIT that a test has let fail, while others use its connection."""
+
+    _failed: tuple[BaseException, Connection] | None = None
+    """What went wrong in a COMMIT, and where."""
 
     def __init__(self, session: Session, source: SessionSource, overseer: Overseer) -> None:
         _check(session)
         self.session = session
         self._source = source
         self._overseer = overseer
+        self._bound: dict[Connection, None] = {}
+        """The connections that it was given by its maker, and has begun on."""
+
+        self.record: Record | None = None
+        """What the session's transaction has changed, if anybody wants to know."""
+
+        self.stopwatch: Stopwatch | None = None
+        """Measures the work of the database for the session's transaction, if anybody wants to know."""
+
+        self._taken: tuple[Connection, ...] = ()
+        """The connections from a pool that it has begun on."""
+
+        self._root: SessionTransaction | None = None
+        """The outermost of its transactions, or that of before."""
+
+        self._is_late = False
+        """Whether somebody has begun to listen so late that the statement that is being executed has passed us by."""
+
         self._begun: SessionTransaction | None = None
         self._passing = False
         self._demands: Demands | None = None
         """What is demanded of the connection that is about to begin."""
 
-        self._bound: dict[Connection, None] = {}
-        """The connections that it was given by its maker, and has begun on."""
-
         self._is_sending = False
         """Whether all is flushed, and COMMIT is what is sent from here on."""
 
-        self.record: Record | None = None
-        """What the session's transaction has changed, if anybody wants to know."""
-
-        self._aside: NestedTransaction | None = None
-        """The savepoint of a COMMIT that a test has let fail, while others use its connection."""
-
-        self._kept: list[object] = []
+        self._kept: tuple[object, ...] = ()
         """What was flushed outside any transaction. SQLAlchemy forgets what nobody else keeps."""
 
-        self.stopwatch: Stopwatch | None = None
-        """Measures the work of the database for the session's transaction, if anybody wants to know."""
-
-        self._failed: tuple[BaseException, Connection] | None = None
-        """What went wrong in a COMMIT, and where."""
-
-        self._sent: list[Engine] = []
+        self._sent: list[Engine] | None = None
         """The engines that COMMIT was sent to, the last one perhaps in vain; where there are several."""
 
-        vars(session).update({name: partial(self._called, name) for name in _SHADOWED})
-        # No event tells of a statement when it has been executed, and the first one may begin the transaction.
-        vars(session)["_execute_internal"] = self._execute
-        session.info[OVERSEEN] = self
+        attributes = session.__dict__
+        attributes["commit"] = self._commit_called
+        attributes["rollback"] = self._rollback_called
+        attributes["close"] = self._close_called
+        attributes["reset"] = self._reset_called
+        attributes["begin"] = self._begin_called
+        attributes[_WATCHED] = self
         _listen()
 
         root = session.get_transaction()
@@ -289,22 +306,43 @@ class WatchedSession:
             overseer.began(root)
             for connection in self.connections():
                 adopt(connection, overseer, bound=self._note_bound(root, connection))
-                self._measure(connection)
+                if overseer.wants_time():
+                    self._measure(connection)
+        elif overseer.wants_changes():
+            self._look_at_statements()
 
-    def _called(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for a method that settles."""
+    # What stands for the session's own methods that settle. While it does one of them, others of its class are its own.
+
+    def _commit_called(self) -> None:
+        return type(self.session).commit(self.session) if self._passing else self._overseer.commit_called()
+
+    def _rollback_called(self) -> None:
+        return type(self.session).rollback(self.session) if self._passing else self._overseer.rollback_called()
+
+    def _close_called(self) -> None:
+        return type(self.session).close(self.session) if self._passing else self._overseer.close_called()
+
+    def _reset_called(self) -> None:
+        return type(self.session).reset(self.session) if self._passing else self._overseer.reset_called()
+
+    def _begin_called(self, nested: bool = False) -> SessionTransaction:  # noqa: FBT001, FBT002 - the signature of Session.begin()
         if self._passing:
-            return getattr(type(self.session), name)(self.session, *args, **kwargs)
-        return getattr(self._overseer, f"{name}_called")(*args, **kwargs)
+            return type(self.session).begin(self.session, nested)
+        return self._overseer.begin_called(nested)
 
     def created(self, root: SessionTransaction) -> None:
         """Have a say in how *root* gets its connections, and in whether it is sent to them when all is flushed.
 
         No event tells of the one before the connection has begun, nor of the other after the last flush.
         """
-        vars(root).update({"_connection_for_bind": self._provide, "_prepare_impl": self._prepare})
-        self.stopwatch = None
-        self._kept.clear()
+        self._root = root
+        self._forget_connections()
+        setattr(root, "_connection_for_bind", self._provide)  # noqa: B010 - mypy refuses to assign methods
+        setattr(root, "_prepare_impl", self._prepare)  # noqa: B010 - as above
+        if self.stopwatch is not None:
+            self.stopwatch = None
+        if self._kept:
+            self._kept = ()
         if self._overseer.wants_changes():
             self.track(root)
         elif self.record is not None:
@@ -314,7 +352,13 @@ class WatchedSession:
         """Write down what *root* changes from now on."""
         self.record = Record(self._overseer.mark_own_savepoints, is_complete=not root._connections)
         track(self.session, self.record)
+        self._is_late = "_execute_internal" not in self.session.__dict__
+        self._look_at_statements()
         self._overseer.tracked(self.record)
+
+    def _look_at_statements(self) -> None:
+        """Learn of each statement, and what came of it. No event tells of it when it has been executed."""
+        self.session.__dict__["_execute_internal"] = self._execute
 
     def places(self, written: Collection[Connection]) -> Places:
         """Return where the transaction has written, as far as that is known; else, where it is."""
@@ -327,6 +371,7 @@ class WatchedSession:
     def _execute(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
         """Stand in for the method that all statements go through."""
         session = self.session
+        self._is_late = False
         what = described(statement) if self._is_followed() else None
         if what is not None:
             # Of an INSERT SQLAlchemy does not keep it by itself.
@@ -351,7 +396,7 @@ class WatchedSession:
 
     def _prepare(self) -> None:
         """Stand in for the method that flushes before COMMIT, and listeners may swallow what goes wrong in that."""
-        root = self.session.get_transaction()
+        root = self._root
         assert root is not None
         type(root)._prepare_impl(root)
         if not self.session.twophase:
@@ -360,8 +405,13 @@ class WatchedSession:
 
     def _provide(self, bind: Engine | Connection, options: Any = None) -> Connection:
         """Stand in for the method of the session's outermost transaction that finds a connection."""
-        root = self.session.get_transaction()
+        root = self._root
         assert root is not None
+        entry = root._connections.get(bind)
+        if entry is not None and not options and root._state is _ACTIVE and not self._source.detours:
+            # What SQLAlchemy would answer, and it is asked for each statement.
+            return entry[0]
+
         find = type(root)._connection_for_bind
         if self._source.detours:
             bind = self._source.detours[-1](self.session, current_bind(bind))
@@ -371,22 +421,22 @@ class WatchedSession:
         if bind in root._connections:
             return find(root, bind, options)
 
-        bind = current_bind(bind)
         overseer = self._overseer
+        if isinstance(bind, Connection):
+            bind = current_bind(bind)
         if self.record is None and not root._connections and overseer.wants_changes():
             # Somebody has begun to listen since the session began, and nothing was sent yet.
             self.track(root)
+        if self._is_late and self.record is not None and not self.session._flushing:
+            self.record.is_complete = False
         if overseer.restricted:
             overseer.before_statement()
         if isinstance(bind, Connection) and bind.in_transaction():
             # A test's, perhaps, and the session is about to open a savepoint in it.
             begin_at_once(bind)
-        overseer.connection_wanted(bind)
-        demands = self._demands = overseer.demands()
-        if demands is not None and (ours := execution_options(bind, demands)):
-            asked = options or {}
-            # A setting is not what this block has asked for.
-            options = {**ours, **asked} if demands._is_default_level and not demands.read_only else {**asked, **ours}
+        demands = self._demands = overseer.demands(bind)
+        if demands is not None and (demands.read_only or demands.isolation_level is not None):
+            options = _with_ours(options or {}, execution_options(bind, demands), demands)
         try:
             connection = find(root, bind, options)
             if demands is None or demands._is_prelude:
@@ -423,7 +473,10 @@ class WatchedSession:
     def has_given_up(self) -> bool:
         """Whether a database has given up its transaction, and would not say so at COMMIT."""
         # Each is there twice, and the answer costs less than to find that out.
-        return any(has_given_up(entry[0]) for entry in self._entries())
+        for entry in self._entries():  # noqa: SIM110 - before each COMMIT, and a generator costs more than the rest
+            if has_given_up(entry[0]):
+                return True
+        return False
 
     def refuse_autocommit(self) -> None:
         """Raise if a connection that the session has begun on commits each statement by itself.
@@ -442,33 +495,42 @@ class WatchedSession:
 
     def began(self, root: SessionTransaction, connection: Connection) -> None:
         """Watch a connection that the session has begun on."""
-        self._overseer.began(root)
+        overseer = self._overseer
+        overseer.began(root)
         # Each is there under itself, and under its engine.
         if len(root._connections) > 2:  # noqa: PLR2004
             self._note_commits()
         bound = self._note_bound(root, connection)
         if self.session.twophase and not connection.get_nested_transaction():
             event.listen(connection, "prepare_twophase", _preparing)
-            _prepared_for[connection] = self._overseer
+            _prepared_for[connection] = overseer
         try:
-            take(connection, self._overseer, self._demands, bound=bound)
-            self._measure(connection)
+            take(connection, overseer, self._demands, bound=bound)
+            if overseer.wants_time():
+                self._measure(connection)
         except Exception as error:
-            self._overseer.no_connection(error)
+            overseer.no_connection(error)
             raise
-        self._overseer.connected(connection)
+        overseer.connected(connection)
 
     def _measure(self, connection: Connection) -> None:
-        if self._overseer.wants_time():
-            self.stopwatch = self.stopwatch or Stopwatch()
-            measure(connection, self.stopwatch)
+        self.stopwatch = self.stopwatch or Stopwatch()
+        measure(connection, self.stopwatch)
 
     def _note_bound(self, root: SessionTransaction, connection: Connection) -> bool:
         """Return whether the session was given *connection* by its maker, and remember it."""
         _, _, _, from_pool = root._connections[connection]
-        if not from_pool:
+        if from_pool:
+            self._taken += (connection,)
+        else:
             self._bound[connection] = None
         return not from_pool
+
+    def _forget_connections(self) -> None:
+        """Forget what was known of connections that are in their pool again."""
+        for connection in self._taken:
+            forget(connection)
+        self._taken = ()
 
     def flushes(self) -> None:
         """Let the overseer know that changes are about to be written."""
@@ -476,10 +538,12 @@ class WatchedSession:
 
     def flushed(self) -> None:
         """Keep what was flushed, so that it can be named, where nobody may settle it."""
+        if self._demands is not None:
+            return
         room = _MOST_KEPT - len(self._kept)
-        if self._demands is None and room > 0 and self._overseer.wants_leftovers():
+        if room > 0 and self._overseer.wants_leftovers():
             session = self.session
-            self._kept.extend(islice(chain(session.new, session.dirty, session.deleted), room))
+            self._kept += tuple(islice(chain(session.new, session.dirty, session.deleted), room))
 
     def leftovers(self) -> Leftovers | None:
         """Return what is in the session that nobody has settled, if there is anything."""
@@ -489,12 +553,18 @@ class WatchedSession:
 
     def committed(self) -> None:
         """Let the overseer know that COMMIT has returned, on every engine."""
-        self._sent.clear()
+        if self._sent:
+            self._sent.clear()
         self._overseer.committed()
 
     def connections(self) -> list[Connection]:
         """Return the connections that the session has begun on, in the order in which it did."""
         return list({entry[0]: None for entry in self._entries()})
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the session has begun on any connection."""
+        return bool(self._entries())
 
     def _entries(self) -> Collection[tuple[Connection, Any, bool, bool]]:
         """Return what SQLAlchemy keeps of each connection, last whether it is from a pool; each is there twice."""
@@ -557,7 +627,8 @@ class WatchedSession:
 
     def _for_real(self, name: str) -> None:
         """Do what the session's own method does; one of the user's class may call others of its own."""
-        self._let_go()
+        if self._begun is not None:
+            self._let_go(self._begun)
         method = getattr(type(self.session), name)
         self._passing = method is not getattr(Session, name)
         try:
@@ -571,15 +642,17 @@ class WatchedSession:
         Raises:
             PartialCommitError: One of several engines has committed, and another could not.
         """
-        self._sent.clear()
         self._failed = None
+        if self._sent:
+            self._sent.clear()
         try:
             self._for_real("commit")
         except BaseException as error:
             if self._is_sending and self._failed is None:
                 self._failed = self._failure_in(error)
-            if isinstance(error, Exception) and len(self._sent) > 1:
-                *committed, failed = map(repr, self._sent)
+            sent: list[Engine] = self._sent or []
+            if isinstance(error, Exception) and len(sent) > 1:
+                *committed, failed = map(repr, sent)
                 raise PartialCommitError(committed, failed) from error
             raise
         finally:
@@ -650,6 +723,8 @@ class WatchedSession:
 
     def _note_commits(self) -> None:
         """Keep the order in which several engines commit. SQLAlchemy has none, and tells of each before it does."""
+        if self._sent is None:
+            self._sent = []
         for connection in self.connections():
             # Listening again is no second listening.
             for name in ("commit", "commit_twophase"):
@@ -752,15 +827,14 @@ class WatchedSession:
         spoilt: tuple[str, BaseException] | None = None if savepoint is None else vars(savepoint).get(_SPOILT)
         return spoilt
 
-    def _let_go(self) -> None:
+    def _let_go(self, begun: SessionTransaction) -> None:
         """Give what ``session.begin()`` returned its own methods back."""
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            for name in ("commit", "rollback", "close"):
-                vars(begun).pop(name, None)
-            # Inside its with statement the session refuses to begin again, and hooks run there.
-            if getattr(self.session, "_trans_context_manager", None) is begun:
-                self.session._trans_context_manager = None
+        self._begun = None
+        for name in ("commit", "rollback", "close"):
+            vars(begun).pop(name, None)
+        # Inside its with statement the session refuses to begin again, and hooks run there.
+        if getattr(self.session, "_trans_context_manager", None) is begun:
+            self.session._trans_context_manager = None
 
     def close(self) -> None:
         """Do what ``session.close()`` does without us."""
@@ -777,18 +851,19 @@ class WatchedSession:
 
     def unwatch(self) -> None:
         """Give the session its own methods back."""
-        self._let_go()
-        untrack(self.session)
-        attributes = vars(self.session)
+        if self._begun is not None:
+            self._let_go(self._begun)
+        if self.record is not None:
+            untrack(self.session)
+        attributes = self.session.__dict__
         for name in _OURS:
             attributes.pop(name, None)
+        self._forget_connections()
         for connection in self._bound:
             give_back(connection, self._overseer)
-        root = self.session.get_transaction()
+        root, self._root = self._root, None
         if root is not None:
-            for name in ("_connection_for_bind", "_prepare_impl"):
-                vars(root).pop(name, None)
-        self.session.info.pop(OVERSEEN, None)
+            del root._connection_for_bind, root._prepare_impl
 
     def release(self) -> None:
         """Close the session, and return its connection."""
@@ -802,6 +877,12 @@ class WatchedSession:
             self.session.invalidate()
 
 
+def _with_ours(asked: Mapping[str, Any], ours: Mapping[str, Any], demands: Demands) -> Mapping[str, Any]:
+    """Return the execution options that a session has asked for, with those of its transaction."""
+    # A setting is not what this block has asked for.
+    return {**ours, **asked} if demands._is_default_level and not demands.read_only else {**asked, **ours}
+
+
 def _check(session: object) -> None:
     """Refuse what cannot be watched."""
     if not isinstance(session, Session):
@@ -810,7 +891,7 @@ def _check(session: object) -> None:
             f"returned {session!r} instead of a sqlalchemy.orm.Session. Give UnitOfWork a sessionmaker, or a function "
             "that returns a new Session at each call.",
         )
-    if OVERSEEN in session.info:
+    if is_watched(session):
         raise ConfigurationError(
             "sessions",
             "returned a session that is in use by another scope or another UnitOfWork. A scoped_session gives every "
@@ -902,34 +983,36 @@ def listen_to_flushes() -> None:
     event.listen(Session, "before_flush", _before_flush, insert=True)
 
 
-def _watched(session: Session) -> WatchedSession | None:
-    watched: WatchedSession | None = vars(session).get("info", {}).get(OVERSEEN)
-    return watched
+def is_watched(session: Session) -> bool:
+    """Whether a scope has *session* in its care."""
+    return hasattr(session, _WATCHED)
 
 
 def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None and (watched := _watched(session)) is not None:
+    watched: WatchedSession | None = getattr(session, _WATCHED, None)
+    if watched is not None and transaction._parent is None:
         watched.created(transaction)
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    if not transaction.nested and (watched := _watched(session)) is not None:
+    watched: WatchedSession | None = getattr(session, _WATCHED, None)
+    if watched is not None and not transaction.nested:
         watched.began(transaction, connection)
 
 
 def _after_commit(session: Session) -> None:
-    watched = _watched(session)
-    if watched is not None and not session.in_nested_transaction():
+    watched: WatchedSession | None = getattr(session, _WATCHED, None)
+    if watched is not None and session._nested_transaction is None:
         watched.committed()
 
 
 def _after_flush(session: Session, *_rest: Any) -> None:
-    watched = _watched(session)
+    watched: WatchedSession | None = getattr(session, _WATCHED, None)
     if watched is not None:
         watched.flushed()
 
 
 def _before_flush(session: Session, *_rest: Any) -> None:
-    watched = _watched(session)
+    watched: WatchedSession | None = getattr(session, _WATCHED, None)
     if watched is not None:
         watched.flushes()

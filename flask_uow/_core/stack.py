@@ -37,7 +37,9 @@ class _Asked:
 class Stack(Ending):
     """The transactions of one context, the innermost last. It ends what is in the session, and never opens one."""
 
-    __slots__ = ("_asked", "_attempts", "_begun_for", "_plan", "_planned")
+    _asked: _Asked | None = None
+    _begun_for: int = 0
+    """The number of the attempt whose planned transaction has begun; what follows a commit by hand is another."""
 
     def __init__(self, runtime: Runtime, plan: Plan | None = None) -> None:
         super().__init__(runtime)
@@ -45,10 +47,6 @@ class Stack(Ending):
         self._planned: Transaction | None = None
         self._attempts: Attempts | None = None
         """Those of which the planned transaction is one."""
-
-        self._asked: _Asked | None = None
-        self._begun_for = 0
-        """The number of the attempt whose planned transaction has begun; what follows a commit by hand is another."""
 
     # What is active
 
@@ -58,30 +56,36 @@ class Stack(Ending):
         But not for hooks and receivers after the fact: they are outside it, and a block of theirs is a transaction of
         its own.
         """
-        if not self._stack and self._plan is not None and not self._is_outside:
-            self._planned = Transaction(self._plan.options, self._plan.label, by_block=self._plan.by_block)
-            if self._attempts is None:
-                self._planned._is_prelude = self._plan.retry is not None
-            elif not self._attempts.is_decided:
-                self._planned._attempts = self._attempts
-                if self._asked is not None and 1 < self._attempts.number != self._begun_for:
-                    self._ask_again(self._planned, self._asked)
-            try:
-                self._push(self._made_fit(self._planned))
-            except Exception as error:
-                # It is there, and cannot commit: whoever catches this must not work on in no transaction at all.
-                self._push(self._planned)
-                self.doom(self._planned, f"it could not begin as it should ({brief(error)})", error)
-                raise
-        return self._stack[-1] if self._stack else None
+        if self._stack:
+            return self._stack[-1]
+        if self._plan is None or self._draining is not None or self._telling:
+            return None
+        return self._begin_planned(self._plan)
+
+    def _begin_planned(self, plan: Plan) -> Transaction:
+        planned = self._planned = Transaction(plan.options, plan.label, by_block=plan.by_block)
+        if self._attempts is None:
+            if plan.retry is not None:
+                planned._is_prelude = True
+        elif not self._attempts.is_decided:
+            planned._attempts = self._attempts
+            if self._asked is not None and 1 < self._attempts.number != self._begun_for:
+                self._ask_again(planned, self._asked)
+        try:
+            return self._push(self._made_fit(planned))
+        except Exception as error:
+            # It is there, and cannot commit: whoever catches this must not work on in no transaction at all.
+            self._push(planned)
+            self.doom(planned, f"it could not begin as it should ({brief(error)})", error)
+            raise
 
     def _push(self, transaction: Transaction) -> Transaction:
         """Put an outermost transaction on the stack; the session may have begun already."""
-        if self._watched is not None:
-            transaction._root = self._watched.session.get_transaction()
-            if transaction._root is not None and self._watched.record is not None:
+        if self._watched is not None and (root := self._watched.session.get_transaction()) is not None:
+            transaction._root = root
+            if self._watched.record is not None:
                 transaction._span = Span(self._watched.record)
-            transaction._has_begun = bool(self._watched.connections())
+            transaction._has_begun = bool(root._connections)
         return self._add(transaction)
 
     def _made_fit(self, transaction: Transaction) -> Transaction:
@@ -98,7 +102,7 @@ class Stack(Ending):
             transaction._deadline = Deadline.after(runtime.timeout, transaction._label)
         if transaction._attempts is not None:
             self._count(transaction, transaction._attempts)
-        if self._watched is not None and self._watched.connections():
+        if self._watched is not None and self._watched.has_begun:
             self._watched.refuse_autocommit()
             if transaction.isolation_level is not None or transaction.read_only:
                 self._begin_anew(transaction, self._watched)
@@ -119,7 +123,7 @@ class Stack(Ending):
                 self.current()
         else:
             self._asked = _Asked(
-                tuple(self._planned._hooks),
+                tuple(self._planned._hooks or ()),
                 self._planned.info,
                 Contents(self._planned.info),
                 rollback_only=self._planned._rollback_only,
@@ -130,7 +134,7 @@ class Stack(Ending):
     def _ask_again(self, transaction: Transaction, asked: _Asked) -> None:
         """Let *transaction*, of a later attempt, have what was asked of the one before the first."""
         for hook in asked.hooks:
-            transaction._hooks.add(hook)
+            transaction._add_hook(hook)
         asked.contents.put_back()
         transaction.info.update(asked.info)
         transaction._rollback_only = asked.rollback_only
@@ -181,7 +185,7 @@ class Stack(Ending):
 
     def _add(self, transaction: Transaction) -> Transaction:
         # One that goes on after a commit by hand has the blocks that had joined the one before it.
-        if any(transaction._deadlines()):
+        if transaction._deadline is not None or (transaction._blocks and any(transaction._deadlines())):
             self._restrict()
         if transaction.read_only:
             listen_to_flushes()
@@ -210,7 +214,7 @@ class Stack(Ending):
             drain.hooks.add(hook)
         elif (transaction := self.current()) is not None:
             self.mark_own_savepoints()
-            transaction._hooks.add(hook)
+            transaction._add_hook(hook)
         elif run_if_inactive:
             run_now(hook)
         else:
@@ -250,11 +254,18 @@ class Stack(Ending):
 
         A session that was used without asking for it again has begun by itself, and counts.
         """
-        if self._plan is not None and not self._stack and self._in_transaction():
+        if not self._stack:
+            if self._plan is None or not self._in_transaction():
+                return None
             with suppress(Exception):
                 # It is doomed then, and tells so when it ends.
                 self.current()
         return self._planned if self._planned in self._stack else None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a transaction, or work in the session outside any."""
+        return bool(self._stack) or self._in_transaction()
 
     @property
     def is_doomed(self) -> bool:

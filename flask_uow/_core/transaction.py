@@ -17,7 +17,7 @@ from flask_uow._core.changes import ChangeSet
 from flask_uow._core.connection import Savepoints
 from flask_uow._core.deadline import Deadline
 from flask_uow._core.fate import Ticket
-from flask_uow._core.hooks import Hooks
+from flask_uow._core.hooks import Hook, Hooks
 from flask_uow._core.options import Options
 from flask_uow._core.retry import Attempts
 from flask_uow._core.tracking import Span
@@ -83,70 +83,53 @@ class Transaction:
     be kept after its end.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_attempts",
-        "_blocks",
-        "_by_block",
-        "_curable",
-        "_deadline",
-        "_doom",
-        "_has_begun",
-        "_hooks",
-        "_id",
-        "_info",
-        "_is_prelude",
-        "_label",
-        "_mark",
-        "_options",
-        "_outcome",
-        "_released",
-        "_rollback_only",
-        "_root",
-        "_savepoint",
-        "_sent_at",
-        "_session",
-        "_span",
-        "_started",
-        "_stored",
-        "_successor",
-        "_suspects",
-        "_ticket",
-        "attempt",
-        "isolation_level",
-        "parent",
-        "read_only",
-        "will_retry",
-    )
+    # What most transactions never ask for is said once, in the class. The rest is given to each: before Python 3.13,
+    # to read an attribute from the class of an object costs ten times as much as from the object.
+
+    attempt: int = 1
+    """Which attempt at its block this is, from 1."""
+
+    will_retry: bool = False
+    """Whether another attempt follows this one. It is known when it is rolled back, and hooks and receivers run."""
+
+    _mark: int = 0
+    """Where its own begin among the hooks."""
+
+    _ticket: Ticket | None = None
+    """By which its database can be asked what became of its COMMIT."""
+
+    _session: int | None = None
+    """The server's number of its session, if somebody can find out what became of its COMMIT."""
+
+    _sent_at: float = 0.0
+    """When COMMIT was sent, in seconds since the epoch."""
+
+    _successor: Transaction | None = None
+    _id: str | None = None
+    _info: dict[Any, Any] | None = None
 
     def __init__(
         self, options: Options, label: str, parent: Transaction | None = None, *, by_block: bool = True
     ) -> None:
-        self.parent = parent
-        """The enclosing transaction of a savepoint, or None."""
-
-        self.isolation_level: str | None = options.isolation_level if parent is None else parent.isolation_level
-        """Its isolation level, or None for the engine's own."""
-
-        self.read_only: bool = options.read_only or (parent is not None and parent.read_only)
-        """Whether it may not write."""
-
-        self.attempt: int = 1 if parent is None else parent.attempt
-        """Which attempt at its block this is, from 1."""
-
-        self.will_retry = False
-        """Whether another attempt follows this one. It is known when it is rolled back, and hooks and receivers run."""
-
         self._options = options
         self._label = label
         self._by_block = by_block
-        self._hooks: Hooks = parent._hooks if parent is not None else Hooks()
-        self._mark = self._hooks.mark()
-        self._blocks: list[Joined] = []
+        self.parent = parent
+        """The enclosing transaction of a savepoint, or None."""
+
+        self.isolation_level = options.isolation_level
+        """Its isolation level, or None for the engine's own."""
+
+        self.read_only = options.read_only or False
+        """Whether it may not write."""
+
+        self._hooks: Hooks | None = None
+        """Of an outermost one, those of its savepoints included, once there are any."""
+
+        self._blocks: tuple[Joined, ...] = ()
         """The blocks that have joined it and are running, the innermost last."""
 
-        self._deadline = deadline_of(options, label)
-
+        self._deadline = None if options.timeout is None else Deadline.after(options.timeout, label)
         self._doom: Doom | None = None
         self._curable: Doom | None = None
         """One that goes with a savepoint that the user has made of a connection, when that is rolled back."""
@@ -169,25 +152,20 @@ class Transaction:
         self._is_prelude = False
         """Whether it has begun before the view that can be run again, and what it writes there would be lost."""
 
-        self._span: Span | None = None if parent is None or parent._span is None else parent._span.nested()
+        self._span: Span | None = None
         """What it has changed, if anybody wants to know."""
-
-        self._ticket: Ticket | None = None
-        """By which its database can be asked what became of its COMMIT."""
-
-        self._session: int | None = None
-        """The server's number of its session, if somebody can find out what became of its COMMIT."""
-
-        self._sent_at = 0.0
-        """When COMMIT was sent, in seconds since the epoch."""
 
         self._started: float | None = None
         self._stored = False
         """Whether a COMMIT of it has returned."""
 
-        self._successor: Transaction | None = None
-        self._id: str | None = None
-        self._info: dict[Any, Any] | None = None
+        if parent is not None:
+            self.isolation_level = parent.isolation_level
+            self.read_only = self.read_only or parent.read_only
+            self.attempt = parent.attempt
+            self._mark = parent._mark_hooks()
+            if parent._span is not None:
+                self._span = parent._span.nested()
 
     def __bool__(self) -> bool:
         """Be true, so that ``if current_transaction:`` asks whether there is one."""
@@ -216,6 +194,22 @@ class Transaction:
             outermost = outermost.parent
         return outermost
 
+    def _add_hook(self, hook: Hook) -> None:
+        outermost = self._outermost
+        if outermost._hooks is None:
+            outermost._hooks = Hooks()
+        outermost._hooks.add(hook)
+
+    def _mark_hooks(self) -> int:
+        """Return a mark for `_drop_hooks_since`."""
+        hooks = self._outermost._hooks
+        return 0 if hooks is None else hooks.mark()
+
+    def _drop_hooks_since(self, mark: int) -> Hooks | None:
+        """Take out the hooks of what is rolled back, and return them, if there are any."""
+        hooks = self._outermost._hooks
+        return None if hooks is None else hooks.drop_since(mark)
+
     @property
     def _is_default_level(self) -> bool:
         """Whether its isolation level is the setting's, and not the block's own."""
@@ -236,7 +230,9 @@ class Transaction:
     @property
     def _must_roll_back(self) -> bool:
         """Whether its work is not to be kept, or cannot be."""
-        return self._rollback_only or self.state is State.DOOMED
+        # Whether it is doomed, without the members of State, which cost more than the rest before Python 3.12.
+        is_active = self._outcome is None and not self._released
+        return self._rollback_only or (is_active and (self._doom is not None or self._curable is not None))
 
     @property
     def outcome(self) -> Outcome | None:

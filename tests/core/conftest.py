@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,7 +12,18 @@ from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from flask_uow._core.block import Block, standalone_scope
-from flask_uow._core.events import Committing, Connected, Event, HookRan, Notify, Sending
+from flask_uow._core.events import (
+    AfterCommit,
+    AfterRollback,
+    BeforeCommit,
+    Committing,
+    Connected,
+    Event,
+    HookRan,
+    Notify,
+    Observer,
+    Sending,
+)
 from flask_uow._core.hooks import Hook, Moment
 from flask_uow._core.options import ManualCommit, Options, TransactionOptions, check_options
 from flask_uow._core.policy import Decision, Judge, no_opinion
@@ -47,11 +58,16 @@ class Book(Base):
 class Events(list[Event]):
     """Listens to everything, and keeps it."""
 
+    observers: Collection[Observer] = ()
+
     def wants(self, kind: type[Event], /) -> bool:
         return kind not in (Connected, Sending, Committing, HookRan)
 
     def __call__(self, event: Event, /) -> None:
         self.append(event)
+
+    def wants_changes(self) -> bool:
+        return any(map(self.wants, (BeforeCommit, AfterCommit, AfterRollback)))
 
     @property
     def names(self) -> list[str]:
@@ -73,7 +89,12 @@ class Reacting(Events):
 class Deaf:
     """Wants nothing, and is told nothing."""
 
+    observers: Collection[Observer] = ()
+
     def wants(self, kind: type[Event], /) -> bool:
+        return False
+
+    def wants_changes(self) -> bool:
         return False
 
     def __call__(self, event: Event, /) -> None:

@@ -83,7 +83,7 @@ class Watcher:
     def before_statement(self) -> float | None:
         raise AssertionError
 
-    def demands(self) -> Demands | None:
+    def demands(self, bind: Engine | Connection) -> Demands | None:
         return self.asked
 
     is_observed = False

@@ -109,7 +109,7 @@ def test_no_doom_after_the_end() -> None:
 def test_set_rollback_only(blocks: list[str], state: State) -> None:
     """The block that began it rolls back quietly; one that joined it dooms it."""
     subject = transaction()
-    subject._blocks.extend(Joined(label, Options(), None) for label in blocks)
+    subject._blocks = tuple(Joined(label, Options(), None) for label in blocks)
 
     subject.set_rollback_only()
 
