@@ -408,15 +408,18 @@ class Dispatch:
     def _around_handling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def handle_user_exception(*args: Any, **kwargs: Any) -> Any:
             args = (*args, *kwargs.values())
-            error: BaseException = args[-1]
-            carrier = current_carrier()
-            if carrier._flask_uow_phase is BEFORE_VIEW:
-                # A before_request function has raised: undo its work before its error handler runs.
-                try:
-                    self._settle_error(carrier, error)
-                except Exception as worse:  # noqa: BLE001 - handed to the error handlers in its place
-                    return original(*args[:-1], worse)
-            return original(*args)
+            try:
+                carrier = current_carrier()
+                if carrier._flask_uow_phase is BEFORE_VIEW:
+                    # A before_request function has raised: undo its work before its error handler runs.
+                    try:
+                        self._settle_error(carrier, args[-1])
+                    except Exception as worse:  # noqa: BLE001 - handed to the error handlers in its place
+                        args = (*args[:-1], worse)
+                return original(*args)
+            finally:
+                # The error's traceback has this frame.
+                del args
 
         return handle_user_exception
 
@@ -657,11 +660,16 @@ class _Settlement:
         """Raise what has to be raised, now that all are settled."""
         if self._failure is not None:
             name, error = self._failure
+            # Its traceback will have our frame, and we are not to have the error then.
+            self._failure = self._error = None
             if self._committed and isinstance(error, CommitOutcomeUnknownError):
                 error.add_note(f"Committed before it: {', '.join(map(repr, self._committed))}.")
             elif self._committed and name not in self._committed and isinstance(error, Exception):
                 raise PartialCommitError(self._committed, name) from error
-            raise error
+            try:
+                raise error
+            finally:
+                del error
         if self._hook_error is not None:
             raise self._hook_error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -419,7 +419,7 @@ class Ending(Guard):
         if not transaction._stored and transaction._hooks:
             # What they do is done.
             self._note_commit()
-        failures: Sequence[Failure] = ()
+        failures: list[Failure] | None = None
         try:
             if transaction._stored and self._runtime.notify.wants(AfterCommit):
                 self._tell_of(AfterCommit(transaction, transaction.changes))
@@ -625,13 +625,18 @@ class Ending(Guard):
         finally:
             self._draining = outer
 
-    def _report(self, transaction: Transaction, failures: Sequence[Failure], *, committed: bool, quietly: bool) -> None:
+    def _report(self, transaction: Transaction, failures: list[Failure], *, committed: bool, quietly: bool) -> None:
         """Log or raise what hooks raised; *quietly* where an error is on its way already, or others must end too."""
+        found = tuple(failures)
+        # The frame that has collected them is in the traceback of each.
+        failures.clear()
         if self._runtime.hook_errors() == "raise" and not quietly:
             what = "after the COMMIT: the work is stored" if committed else "after the ROLLBACK: the work is undone"
-            raise HookError(f"Hooks failed {what}", [failure.error for failure in failures], committed)
+            errors = [failure.error for failure in found]
+            del found
+            raise HookError(f"Hooks failed {what}", errors, committed)
 
-        for failure in failures:
+        for failure in found:
             hooks_logger.error(
                 "The %s hook %s failed. The work is %s all the same.",
                 failure.hook.moment.value,

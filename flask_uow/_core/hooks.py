@@ -126,7 +126,12 @@ class Hooks:
                     interrupted = interrupted or error
                 if tell is not None:
                     tell(hook, raised)
+                # Its traceback has this frame.
+                raised = None
 
         if interrupted is not None:
-            raise interrupted
+            try:
+                raise interrupted
+            finally:
+                del interrupted, failures
         return failures

@@ -19,14 +19,6 @@ from tests.garbage import garbage_of, kept_by
 TIMES: Final = 4
 """How often each kind is sent where it is measured."""
 
-TIED: Final = {
-    "raise": "handle_user_exception() has the error in its arguments, and is in its traceback",
-    "swallow": "_Settlement has the failure that its tell() raises",
-    "doomed": "_Settlement has the failure that its tell() raises",
-    "hook-fails": "Hooks.run() has the failures that it returns, and is in their tracebacks",
-}
-"""The kinds that are known to leave a cycle of ours, and why."""
-
 
 @pytest.fixture(scope="module")
 def apps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apps]:
@@ -79,14 +71,7 @@ def test_nothing_is_kept_in_a_context_around(apps: Apps) -> None:
     assert kept == {}
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(kind, marks=pytest.mark.xfail(reason=TIED[kind.name])) if kind.name in TIED else kind
-        for kind in KINDS
-    ],
-    ids=named,
-)
+@pytest.mark.parametrize("kind", KINDS, ids=named)
 def test_no_cycles_of_ours(apps: Apps, kind: Kind) -> None:
     """The collector finds after a request no more cycles than after the same one in an app by hand."""
     assert [excess.problem for excess in excess_of(apps, kind, TIMES) if excess.problem] == []
