@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
 from enum import Enum
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import flask.globals
 from flask import Flask, Request, has_request_context
@@ -112,25 +112,20 @@ class Slot:
         self.owner: Any = _variable.get(None)
         """What represents the request that it is of, or None outside requests on Flask 3.1."""
 
-        self.request: Request | None = None if self.owner is None else getattr(self.owner, _REQUEST)
+        self.request: Request | None = None if self.owner is None else getattr(self.owner, _request_name)
         """That of the context, which on Flask 3.1 is gone when the teardown functions of an app context run."""
 
         self.ending = False
         """Whether the context ends, so that teardown functions of somebody else's run."""
 
-        self.plans: dict[object, Any] = {}
+        self.plans: dict[Any, Any] = {}
         """What is done with the request, by the object that manages it."""
 
-        self.scopes: dict[object, Scope] = {}
+        self.scopes: dict[Any, Scope] = {}
         """By the object that manages them, in the order in which they came into use."""
 
         self.attempts: Attempts | None = None
         """Those at the view that is running, if it may run again."""
-
-    @property
-    def phase(self) -> Phase | None:
-        """How far the request has come, or None where none is being dispatched."""
-        return self.carrier._flask_uow_phase
 
 
 def current_app() -> Flask | None:
@@ -168,7 +163,7 @@ def current_slot() -> Slot:
     if context is not None:
         # Mostly it is there, and in the place where it is looked for first.
         slot: Slot | None = getattr(context, _SLOT, None)
-        if slot is not None and slot.owner is _variable.get(None) and getattr(context, _TOKENS):
+        if slot is not None and slot.owner is _variable.get(None) and getattr(context, _tokens):
             return slot
     return _find_slot(context)
 
@@ -180,17 +175,17 @@ def _find_slot(context: Any) -> Slot:
             "no Flask context is active. Push one with 'with app.app_context():', or use 'with uow.transaction():'. A "
             "streamed body has one within stream_with_context().",
         )
-    if not getattr(context, _TOKENS):
+    if not getattr(context, _tokens):
         raise NoScopeError(
             "The session",
             "the context has been popped, and its session is closed. Work that outlives its request needs a context "
             "of its own: 'with app.app_context():', or flask.copy_current_request_context().",
         )
 
-    slot = slot_in(context)
+    pairs = _pairs(context)
+    slot: Slot | None = getattr(context, _SLOT, None) if pairs is None else pairs.get(context)
     if slot is None:
         slot = Slot(_carrier_for(context))
-        pairs = _pairs(context)
         if pairs is None:
             setattr(context, _SLOT, slot)
         else:
@@ -205,16 +200,6 @@ def slot_in(context: Any) -> Slot | None:
     return slot
 
 
-def _forget_slot(context: Any) -> None:
-    pairs = _pairs(context)
-    if pairs is not None:
-        pairs.pop(context, None)
-    elif hasattr(context, _SLOT):
-        delattr(context, _SLOT)
-        if hasattr(context, IN_USE):
-            context._flask_uow_in_use = False
-
-
 def current_carrier() -> Carrier:
     """Return what carries the phase of the current request, or a stand-in where none is being dispatched."""
     context = REQUEST_CONTEXT.get(None)
@@ -225,12 +210,17 @@ def current_carrier() -> Carrier:
 if MERGED:  # pragma: no cover - Flask 3.2; the same tests run on both lines, one line at a time
     _variable: ContextVar[Any] = _cv_app
     _cv_beside: ContextVar[Any] = ContextVar("flask_uow.beside", default=None)
-    _TOKENS = "_cv_token"
-    _REQUEST = "_request"
+    _tokens = "_cv_token"
+    _request_name = "_request"
 
-    def _pairs(context: Any) -> dict[Any, Slot] | None:
+    def _pairs(context: Any) -> dict[Any, Slot] | None:  # noqa: ARG001 - the signature of the other line
         """Return where the slot of the current context is kept, if that is not in the context itself."""
         return None
+
+    def _forget_slot(context: Any) -> None:
+        if hasattr(context, _SLOT):
+            delattr(context, _SLOT)
+            context._flask_uow_in_use = False
 
     def _carrier_for(context: Any) -> Carrier:
         """Return what carries the phase of a new slot."""
@@ -245,15 +235,16 @@ if MERGED:  # pragma: no cover - Flask 3.2; the same tests run on both lines, on
         context: Any = _cv_app.get()
         context._flask_uow_phase = BEFORE_VIEW
         context._flask_uow_in_use = hasattr(context, _SLOT)
-        return cast(Carrier, context)
+        carrier: Carrier = context
+        return carrier
 
 else:
     from flask.globals import _cv_request
 
     _variable = _cv_request
     _cv_beside = _cv_request
-    _TOKENS = "_cv_tokens"
-    _REQUEST = "request"
+    _tokens = "_cv_tokens"
+    _request_name = "request"
 
     def _pairs(context: Any) -> dict[Any, Slot] | None:
         """Return where the slot of the current context is kept, if that is not in the app context itself.
@@ -277,6 +268,13 @@ else:
         pairs: dict[Any, Slot] = getattr(request, _PAIRS)
         return pairs
 
+    def _forget_slot(context: Any) -> None:
+        pairs = _pairs(context)
+        if pairs is not None:
+            pairs.pop(context, None)
+        elif hasattr(context, _SLOT):
+            delattr(context, _SLOT)
+
     def _carrier_for(context: Any) -> Carrier:
         """Return what carries the phase of a new slot: the request, if it is dispatched in *context*."""
         request: Any = _cv_request.get(None)
@@ -288,15 +286,16 @@ else:
 
     def enter_request() -> Carrier:
         """Note that the current request is being dispatched from here on, and return what carries its phase."""
-        carrier: Any = _cv_request.get()
+        request: Any = _cv_request.get()
+        carrier: Carrier = request
         carrier._flask_uow_phase = BEFORE_VIEW
-        carrier._flask_uow_dispatched_in = _cv_app.get()
-        if not hasattr(carrier, IN_USE):
-            carrier._flask_uow_in_use = False
-        if carrier._flask_uow_in_use:
+        request._flask_uow_dispatched_in = _cv_app.get()
+        if getattr(request, IN_USE, False):
             # A slot from before follows its phase.
             current_slot().carrier = carrier
-        return cast(Carrier, carrier)
+        else:
+            carrier._flask_uow_in_use = False
+        return carrier
 
 
 REQUEST_CONTEXT: Final = _variable
@@ -341,46 +340,77 @@ Closer = Callable[[Slot | None, BaseException | None], None]
 """Ends what a slot holds; None is a context that nobody used. The context is still current."""
 
 
-def _error_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> BaseException | None:
+def _error_in(args: tuple[Any, ...]) -> BaseException | None:
     """Return the error among the arguments of a method that runs teardown functions: the last of them."""
-    if kwargs:
-        args = (*args, *kwargs.values())
     return args[-1] if args and isinstance(args[-1], BaseException) else None
 
 
 class _Closers:
-    """Who is called when a context of one application ends."""
+    """Who is called when a context of one application ends, and the wrappers around its teardown functions.
+
+    The wrappers pass on what Flask gives, the error last, by position. Most requests have nothing to end.
+    """
 
     def __init__(self) -> None:
         self._closers: list[Closer] = []
-        self.always = False
+        self._always = False
 
     def add(self, closer: Closer, *, always: bool) -> None:
         # Registries come last: they cannot remove a session that a transaction is still in.
         self._closers.insert(len(self._closers) if always else 0, closer)
-        self.always = self.always or always
+        self._always = self._always or always
 
-    def prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Let the scopes know, for a teardown function of somebody else's may close their sessions."""
-        slot = slot_in(_cv_app.get())
-        if slot is not None:
-            slot.ending = True
-            has_failed = is_failure(_error_in(args, kwargs))
-            for scope in slot.scopes.values():
-                scope.ending = True
-                if has_failed:
-                    scope.expects_rollback = True
-
-    def leave(self, *args: Any, **kwargs: Any) -> None:
-        context = _cv_app.get()
-        slot = slot_in(context)
-        error = _error_in(args, kwargs)
+    def _leave(self, context: Any, slot: Slot | None, args: tuple[Any, ...]) -> None:
+        error = _error_in(args)
         for close in self._closers:
             try:
                 close(slot, error)
             except Exception:
                 logger.exception("Closing a session at teardown failed", extra=JOURNAL.about(None))
         _forget_slot(context)
+
+    def around_appcontext(self, original: Callable[..., Any]) -> Callable[..., None]:
+        def do_teardown_appcontext(*args: Any) -> None:
+            context = _cv_app.get()
+            # Inside a request it may be kept there.
+            is_inside = _BESIDE.get(None) is not None
+            slot: Slot | None = slot_in(context) if is_inside else getattr(context, _SLOT, None)
+            if slot is not None and not slot.ending:
+                _prepare(slot, _error_in(args))
+            try:
+                original(*args)
+            finally:
+                slot = slot_in(context) if is_inside else getattr(context, _SLOT, None)
+                if slot is not None or self._always:
+                    self._leave(context, slot, args)
+
+        return do_teardown_appcontext
+
+    def around_request(self, original: Callable[..., Any]) -> Callable[..., None]:
+        def do_teardown_request(*args: Any) -> None:
+            request = REQUEST_CONTEXT.get()
+            if getattr(request, IN_USE, False) and (slot := slot_in(_cv_app.get())) is not None:
+                _prepare(slot, _error_in(args))
+            try:
+                original(*args)
+            finally:
+                if getattr(request, IN_USE, False):
+                    # It can share its app context, so that no app context ends with it.
+                    context = _cv_app.get()
+                    if context in getattr(request, _PAIRS, ()):
+                        self._leave(context, slot_in(context), args)
+
+        return do_teardown_request
+
+
+def _prepare(slot: Slot, error: BaseException | None) -> None:
+    """Let the scopes know that their context ends: a teardown function of somebody else's may close their sessions."""
+    slot.ending = True
+    has_failed = error is not None and is_failure(error)
+    for scope in slot.scopes.values():
+        scope.ending = True
+        if has_failed:
+            scope.expects_rollback = True
 
 
 def on_leaving(app: Flask, closer: Closer, *, always: bool) -> None:
@@ -402,35 +432,11 @@ def on_leaving(app: Flask, closer: Closer, *, always: bool) -> None:
     closers = app.extensions[_TEARDOWN] = _Closers()
     closers.add(closer, always=always)
 
-    def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
-        context = _cv_app.get()
-        slot: Slot | None = getattr(context, _SLOT, None)
-        # Inside a request it may be kept there.
-        is_inside = _BESIDE.get(None) is not None
-        if is_inside or (slot is not None and not slot.ending):
-            closers.prepare(*args, **kwargs)
-        try:
-            original_appcontext(*args, **kwargs)
-        finally:
-            if is_inside or closers.always or hasattr(context, _SLOT):
-                closers.leave(*args, **kwargs)
-
-    def do_teardown_request(*args: Any, **kwargs: Any) -> None:
-        context = REQUEST_CONTEXT.get()
-        if getattr(context, IN_USE, False):
-            closers.prepare(*args, **kwargs)
-        try:
-            original_request(*args, **kwargs)
-        finally:
-            # It can share its app context, so that no app context ends with it.
-            if hasattr(context, _PAIRS) and _cv_app.get() in getattr(context, _PAIRS):
-                closers.leave(*args, **kwargs)
-
-    original_appcontext = bound_late(app, "do_teardown_appcontext")
-    setattr(app, "do_teardown_appcontext", do_teardown_appcontext)  # noqa: B010 - mypy refuses assigning to a method
+    appcontext = closers.around_appcontext(bound_late(app, "do_teardown_appcontext"))
+    setattr(app, "do_teardown_appcontext", appcontext)  # noqa: B010 - mypy refuses assigning to a method
     if not MERGED:  # pragma: no branch - as above
-        original_request = bound_late(app, "do_teardown_request")
-        setattr(app, "do_teardown_request", do_teardown_request)  # noqa: B010 - as above
+        request = closers.around_request(bound_late(app, "do_teardown_request"))
+        setattr(app, "do_teardown_request", request)  # noqa: B010 - as above
 
 
 def bound_late(app: Flask, name: str) -> Callable[..., Any]:

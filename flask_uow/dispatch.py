@@ -26,10 +26,10 @@ from flask_uow.context import (
     AFTER_VIEW,
     BEFORE_VIEW,
     JOURNAL,
+    PHASE,
     REQUEST_CONTEXT,
     VIEW,
     VIEW_ENTERED,
-    PHASE,
     Carrier,
     Slot,
     StandIn,
@@ -50,6 +50,7 @@ from flask_uow.errors import (
 )
 from flask_uow.order import advice, find_misplaced
 from flask_uow.plans import (
+    REPEATING,
     Asked,
     Policy,
     RequestPlan,
@@ -57,7 +58,6 @@ from flask_uow.plans import (
     plan_request,
     plan_to_repeat,
     policies_of,
-    somebody_repeats,
 )
 from flask_uow.reruns import Snapshot
 from flask_uow.settings import KNOWN_METHODS, Settings
@@ -113,13 +113,14 @@ class Managed:
         """Return the scope of the current context, made on first use, or what has its place at the moment."""
         slot = current_slot()
         scope = slot.scopes.get(self)
-        if scope is None:
-            scope = slot.scopes[self] = Scope(self.runtime, self.plan_in(slot))
-            if slot.ending:
-                scope.ending = True
-            if slot.attempts is not None:
-                scope.attempt(slot.attempts)
-        return scope.innermost
+        if scope is not None:
+            return scope.innermost
+        scope = slot.scopes[self] = Scope(self.runtime, self.plan_in(slot))
+        if slot.ending:
+            scope.ending = True
+        if slot.attempts is not None:
+            scope.attempt(slot.attempts)
+        return scope
 
     @property
     def has_registry(self) -> bool:
@@ -192,7 +193,8 @@ class Managed:
 
     def on_response(self, slot: Slot, response: Any) -> Decision:
         """Decide by a response."""
-        commit_if = self.request_plan(slot).commit_if
+        plan: RequestPlan = slot.plans.get(self) or self.request_plan(slot)
+        commit_if = plan.commit_if
         if commit_if is None:
             return on_status(response.status_code)
         if not isinstance(response, self._app.response_class):
@@ -258,26 +260,29 @@ class Dispatch:
         if managed.settings.uncommitted == "raise":
             self._raising.append(managed)
 
-    # The wrappers. They pass on whatever arguments Flask gives: 3.2 puts the context first.
+    # The wrappers. They pass on whatever arguments Flask gives, by position: 3.2 puts the context first. What each
+    # request comes by takes no others, for that costs as much again as to be called.
 
-    def full_dispatch_request(self, *args: Any, **kwargs: Any) -> Response:
+    def full_dispatch_request(self, *args: Any) -> Response:
         """Handle a request, and settle at its end what is left."""
-        on_instance = vars(self._app)
+        app = self._app
         if (
-            on_instance.get("dispatch_request") is not self._dispatch_request
-            or on_instance.get("handle_user_exception") is not self._handle_user_exception
+            app.dispatch_request is not self._dispatch_request
+            or app.handle_user_exception is not self._handle_user_exception
         ):
             self._wrap()
 
+        slot: Slot | None = None
         carrier = enter_request()
         if carrier._flask_uow_in_use:
             self._replan(carrier)
         try:
             for managed in self._with_registries:
                 managed.adopt_open()
-            response: Response = self._full_dispatch(*args, **kwargs)
+            response: Response = self._full_dispatch(*args)
             if carrier._flask_uow_in_use:
-                self._settle_all(carrier, response)
+                slot = current_slot()
+                self._settle_all(slot, carrier, response)
         except BaseException as error:
             if carrier._flask_uow_in_use:
                 _expect_rollback(current_slot())
@@ -286,14 +291,15 @@ class Dispatch:
         finally:
             carrier._flask_uow_phase = None
             if carrier._flask_uow_in_use:
-                self._replan(carrier)
+                for scope in (slot or current_slot()).scopes.values():
+                    scope.replan(None)
         return response
 
-    def _dispatch_first(self, *args: Any, **kwargs: Any) -> Response:
+    def _dispatch_first(self, *args: Any) -> Response:
         """Look for decorators in the wrong order before the first request is handled; those after it pay nothing."""
         self._look_for_order()
         self._full_dispatch = self._bare_full_dispatch
-        response: Response = self._bare_full_dispatch(*args, **kwargs)
+        response: Response = self._bare_full_dispatch(*args)
         return response
 
     def _tell_of_order(self) -> None:
@@ -318,17 +324,17 @@ class Dispatch:
                 setattr(app, "handle_user_exception", self._handle_user_exception)  # noqa: B010 - as above
 
     def _around_dispatch(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def dispatch_request(*args: Any, **kwargs: Any) -> Any:
+        def dispatch_request(*args: Any) -> Any:
             carrier: Any = REQUEST_CONTEXT.get(None)
             if getattr(carrier, PHASE, None) is not BEFORE_VIEW:
-                return self._dispatch_again(lambda: original(*args, **kwargs))
-            if (self._repeats or somebody_repeats()) and (plan := self._plan_to_repeat()) is not None:
-                return self._repeat(plan, carrier, lambda: original(*args, **kwargs))
+                return self._dispatch_again(lambda: original(*args))
+            if (self._repeats or REPEATING) and (plan := self._plan_to_repeat()) is not None:
+                return self._repeat(plan, carrier, lambda: original(*args))
 
             # As in _run_view(): the way of most requests, and each call costs them more than all the rest of this.
             carrier._flask_uow_phase = VIEW
             try:
-                value = original(*args, **kwargs)
+                value = original(*args)
                 if carrier._flask_uow_in_use:
                     value = self._settle_view(carrier, value)
             except BaseException as error:
@@ -351,7 +357,7 @@ class Dispatch:
             carrier = enter_request()
             self._replan(carrier)
         try:
-            plan = self._plan_to_repeat() if self._repeats or somebody_repeats() else None
+            plan = self._plan_to_repeat() if self._repeats or REPEATING else None
             return self._run_view(carrier, original) if plan is None else self._repeat(plan, carrier, original)
         finally:
             carrier._flask_uow_phase = AFTER_VIEW
@@ -518,14 +524,14 @@ class Dispatch:
         if objects:
             raise UncommittedChangesError(current_endpoint(), objects, more)
 
-    def _settle_all(self, carrier: Carrier, response: Response) -> None:
+    def _settle_all(self, slot: Slot, carrier: Carrier, response: Response) -> None:
         """Settle what is left at the end of a request. Mostly there is nothing."""
-        for scope in current_slot().scopes.values():
+        for scope in slot.scopes.values():
             if scope.is_open:
                 break
         else:
             if not _is_success(response):
-                _expect_rollback(current_slot())
+                _expect_rollback(slot)
             return
         try:
             self._settle_rest(carrier, response)
@@ -552,14 +558,14 @@ class Dispatch:
             PartialCommitError: One failed after another had committed.
             HookError: Hooks failed, and are to raise.
         """
-        scopes = self._scopes_in(slot)
-        if len(scopes) == 1:
+        if len(slot.scopes) == 1:
             # There is nothing that could be stored in part.
-            _settle_one(*scopes[0], slot, decide, error)
+            for managed, scope in slot.scopes.items():
+                _settle_one(managed, scope, slot, decide, error)
             return
         settlement = _Settlement(slot, decide, error)
         # What cannot commit is known before anything does.
-        for managed, scope in sorted(scopes, key=lambda each: not each[1].is_doomed):
+        for managed, scope in sorted(self._scopes_in(slot), key=lambda each: not each[1].is_doomed):
             settlement.end(managed, scope)
         settlement.tell()
 

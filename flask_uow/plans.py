@@ -16,6 +16,7 @@ from flask_uow._core.runtime import Plan
 from flask_uow.settings import DEFAULT_NAME, Settings
 
 __all__ = [
+    "REPEATING",
     "Asked",
     "Origin",
     "Policy",
@@ -26,7 +27,6 @@ __all__ = [
     "plan_request",
     "plan_to_repeat",
     "policies_of",
-    "somebody_repeats",
 ]
 
 _POLICIES: Final = "__uow_policies__"
@@ -75,13 +75,8 @@ class RequestPlan:
     """Where the policy is, or the exemption from it."""
 
 
-_repeating: Final[list[bool]] = []
-"""Whether any policy has attempts, as one item; most programs have none, and look no further."""
-
-
-def somebody_repeats() -> bool:
-    """Whether there is any policy by which a view may have to run again."""
-    return bool(_repeating)
+REPEATING: Final[list[bool]] = []
+"""Whether there is any policy by which a view may have to run again, as one item. Most programs have none."""
 
 
 def plan_to_repeat(plans: Sequence[RequestPlan]) -> Plan | None:
@@ -98,8 +93,8 @@ def plan_to_repeat(plans: Sequence[RequestPlan]) -> Plan | None:
 def add_policy(target: Any, policy: Policy, below: object) -> None:
     """Remember *policy* on *target*, above those that *below* has already."""
     setattr(target, _POLICIES, (policy, *getattr(below, _POLICIES, ())))
-    if (policy.options.attempts or 1) > 1 and not _repeating:
-        _repeating.append(True)
+    if (policy.options.attempts or 1) > 1 and not REPEATING:
+        REPEATING.append(True)
 
 
 def exempt(target: Any, owner: object) -> None:

@@ -1030,6 +1030,30 @@ def test_dispatch_called_by_hand_is_settled(managed: Flask, uow: UnitOfWork, eng
     assert stored == ["Emma", "before"]
 
 
+def test_dispatch_again_is_settled(managed: Flask, uow: UnitOfWork, engine: Engine) -> None:
+    """An error handler that dispatches the request again has the work of its second view kept, before it goes on."""
+    stored: list[list[str]] = []
+
+    @managed.post("/")
+    def view() -> str:
+        if request.args.get("broken") and not stored:
+            add(uow, "lost")
+            raise LookupError
+        add(uow)
+        return ""
+
+    @managed.errorhandler(LookupError)
+    def again(_error: LookupError) -> str:
+        stored.append(titles(engine))
+        call_dispatch(managed, "dispatch_request")
+        stored.append(titles(engine))
+        return ""
+
+    managed.test_client().post("/?broken=1")
+
+    assert stored == [[], ["Emma"]]
+
+
 def test_block_around_a_dispatch_by_hand_is_not_ended_by_it(managed: Flask, uow: UnitOfWork, engine: Engine) -> None:
     """A block that was there before dispatch owns the transaction; dispatch does not end what it did not begin."""
 

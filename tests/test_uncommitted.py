@@ -893,6 +893,28 @@ def test_registries(app: Flask, engine: Engine, caplog: pytest.LogCaptureFixture
     assert_nothing_checked_out(engine)
 
 
+def test_session_of_a_teardown_function(
+    app: Flask, uow: UnitOfWork, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a teardown function writes by another UnitOfWork, and closes without a commit, is told of as well."""
+    uow.init_app(app)
+    late = UnitOfWork(sessionmaker(engine), app, name="late")
+
+    @app.teardown_request
+    def write(_error: BaseException | None) -> None:
+        add_and_flush(late.session)
+        late.session.close()
+
+    @app.post("/", endpoint="books.act")
+    def view() -> str:
+        return str(uow.session.scalar(select(Book.title)))
+
+    app.test_client().post("/")
+
+    assert the_one(caplog).objects == ("a new Book 7",)
+    assert titles(engine) == ["Emma"]
+
+
 def test_registries_that_fail(app: Flask, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     """Nor is one told of that is removed after an error."""
     registry = scoped_session(sessionmaker(engine))

@@ -585,7 +585,10 @@ def commits_by_itself(connection: Connection) -> bool:
 def _make_read_only(connection: Connection, driver: Any) -> bool:
     """Let the server refuse to write, where the execution options have not done it, and return whether it can."""
     if isinstance(driver, sqlite3.Connection):
-        if not driver.execute("PRAGMA query_only").fetchone()[0]:
+        writes = connection.info.get(_CAN_WRITE)
+        if writes is None:
+            writes = connection.info[_CAN_WRITE] = not driver.execute("PRAGMA query_only").fetchone()[0]
+        if writes:
             driver.execute("PRAGMA query_only = ON")
             put_back_later(connection, _allow_writing)
         return True

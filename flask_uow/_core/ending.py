@@ -35,7 +35,7 @@ from flask_uow._core.guard import Guard, brief, caught
 from flask_uow._core.hooks import Failure, Hook, Hooks, Moment
 from flask_uow._core.options import Options, Verify
 from flask_uow._core.places import Places
-from flask_uow._core.policy import ROLLBACK, Decision, on_error
+from flask_uow._core.policy import COMMIT, ROLLBACK, Decision, on_error
 from flask_uow._core.recording import Recorder
 from flask_uow._core.retry import Attempts, apart
 from flask_uow._core.runtime import Runtime
@@ -43,7 +43,7 @@ from flask_uow._core.session import WatchedSession, refuse_lost_changes
 from flask_uow._core.slow import tell_if_slow
 from flask_uow._core.stopwatch import Stopwatch
 from flask_uow._core.tracking import Record, Span
-from flask_uow._core.transaction import Doom, Outcome, State, Transaction, outside_any_block
+from flask_uow._core.transaction import Doom, Outcome, Transaction, outside_any_block
 from flask_uow.errors import (
     CommitOutcomeUnknownError,
     HookError,
@@ -152,21 +152,9 @@ class Ending(Guard):
 
         try:
             if watched is not None and watched.session._transaction is not None:
-                if transaction._started is None:
-                    self._start(transaction)
-                if self._runtime.notify.wants(BeforeCommit):
-                    self._ask_receivers(transaction, watched)
-                if self._runtime.recorders:
-                    self._let_recorders_look(transaction, watched)
-                self._committing = transaction
-                try:
-                    watched.commit()
-                finally:
-                    self._committing = None
-                    if self._runtime.recorders:
-                        self._seen = {}
+                self._send(transaction, watched)
         except _NotFit:
-            self.end(transaction, Decision.COMMIT, leaving)
+            self.end(transaction, COMMIT, leaving)
             return
         except BaseException as error:
             if transaction not in self._stack:
@@ -184,6 +172,22 @@ class Ending(Guard):
         if unanswered is not None and watched is not None:
             self._find_out(transaction, watched, unanswered)
         self._committed(transaction, leaving)
+
+    def _send(self, transaction: Transaction, watched: WatchedSession) -> None:
+        """Ask those who have a say, and COMMIT."""
+        if transaction._started is None:
+            self._start(transaction)
+        if self._runtime.notify.wants(BeforeCommit):
+            self._ask_receivers(transaction, watched)
+        if self._runtime.recorders:
+            self._let_recorders_look(transaction, watched)
+        self._committing = transaction
+        try:
+            watched.commit()
+        finally:
+            self._committing = None
+            if self._runtime.recorders:
+                self._seen = {}
 
     def _find_out(self, transaction: Transaction, watched: WatchedSession, error: BaseException) -> None:
         """Learn what became of a COMMIT whose answer was lost. Return if its work is stored, or else end it.
@@ -266,7 +270,7 @@ class Ending(Guard):
     def wants_changes(self) -> bool:
         """Whether anybody wants to know what a transaction that begins now changes."""
         runtime = self._runtime
-        return bool(runtime.recorders) or runtime.notify.wants_changes()
+        return True if runtime.recorders else runtime.notify.wants_changes()
 
     def wants_time(self) -> bool:
         """Whether slow transactions are logged."""
@@ -394,8 +398,9 @@ class Ending(Guard):
 
     def commit_failed(self, error: BaseException, connection: Connection) -> None:
         """Remember what went wrong in a COMMIT of ours."""
-        if self._watched is not None:
-            self._watched.commit_failed(error, connection)
+        # It is not told of connections that its session has given back.
+        assert self._watched is not None
+        self._watched.commit_failed(error, connection)
 
     def _check_fitness(self, transaction: Transaction) -> None:
         if transaction._must_roll_back:
@@ -547,7 +552,7 @@ class Ending(Guard):
             self._check_fitness(transaction)
             savepoint.commit()
         except _NotFit:
-            self.end(transaction, Decision.COMMIT)
+            self.end(transaction, COMMIT)
             return
         except BaseException as error:
             self._fail(transaction, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -237,6 +238,8 @@ _OURS: Final = (
 )
 """The attributes that such a session has from us."""
 
+_NOTHING: Final = (None,) * len(_OURS)
+
 
 class WatchedSession:
     """A user's session whose end is ours to decide.
@@ -290,13 +293,14 @@ class WatchedSession:
         self._sent: list[Engine] | None = None
         """The engines that COMMIT was sent to, the last one perhaps in vain; where there are several."""
 
-        attributes = session.__dict__
-        attributes["commit"] = self._commit_called
-        attributes["rollback"] = self._rollback_called
-        attributes["close"] = self._close_called
-        attributes["reset"] = self._reset_called
-        attributes["begin"] = self._begin_called
-        attributes[_WATCHED] = self
+        session.__dict__.update(
+            commit=self._commit_called,
+            rollback=self._rollback_called,
+            close=self._close_called,
+            reset=self._reset_called,
+            begin=self._begin_called,
+            _flask_uow_watched=self,
+        )
         _listen()
 
         root = session.get_transaction()
@@ -314,21 +318,24 @@ class WatchedSession:
     # What stands for the session's own methods that settle. While it does one of them, others of its class are its own.
 
     def _commit_called(self) -> None:
-        return type(self.session).commit(self.session) if self._passing else self._overseer.commit_called()
+        self._called("commit")
 
     def _rollback_called(self) -> None:
-        return type(self.session).rollback(self.session) if self._passing else self._overseer.rollback_called()
+        self._called("rollback")
 
     def _close_called(self) -> None:
-        return type(self.session).close(self.session) if self._passing else self._overseer.close_called()
+        self._called("close")
 
     def _reset_called(self) -> None:
-        return type(self.session).reset(self.session) if self._passing else self._overseer.reset_called()
+        self._called("reset")
 
-    def _begin_called(self, nested: bool = False) -> SessionTransaction:  # noqa: FBT001, FBT002 - the signature of Session.begin()
+    def _begin_called(self, *args: Any, **kwargs: Any) -> Any:
+        return self._called("begin", *args, **kwargs)
+
+    def _called(self, name: str, *args: Any, **kwargs: Any) -> Any:
         if self._passing:
-            return type(self.session).begin(self.session, nested)
-        return self._overseer.begin_called(nested)
+            return getattr(type(self.session), name)(self.session, *args, **kwargs)
+        return getattr(self._overseer, f"{name}_called")(*args, **kwargs)
 
     def created(self, root: SessionTransaction) -> None:
         """Have a say in how *root* gets its connections, and in whether it is sent to them when all is flushed.
@@ -336,13 +343,11 @@ class WatchedSession:
         No event tells of the one before the connection has begun, nor of the other after the last flush.
         """
         self._root = root
-        self._forget_connections()
+        if self._taken:
+            self._forget_connections()
         setattr(root, "_connection_for_bind", self._provide)  # noqa: B010 - mypy refuses to assign methods
         setattr(root, "_prepare_impl", self._prepare)  # noqa: B010 - as above
-        if self.stopwatch is not None:
-            self.stopwatch = None
-        if self._kept:
-            self._kept = ()
+        self.stopwatch, self._kept = None, ()
         if self._overseer.wants_changes():
             self.track(root)
         elif self.record is not None:
@@ -412,33 +417,31 @@ class WatchedSession:
             # What SQLAlchemy would answer, and it is asked for each statement.
             return entry[0]
 
-        find = type(root)._connection_for_bind
         if self._source.detours:
             bind = self._source.detours[-1](self.session, current_bind(bind))
             in_front(bind, self._overseer)
             self._bound[bind] = None
             options = {name: value for name, value in (options or {}).items() if name not in _OF_A_TRANSACTION}
         if bind in root._connections:
-            return find(root, bind, options)
+            return type(root)._connection_for_bind(root, bind, options)
+        return self._begin_on(root, bind, options)
 
+    def _begin_on(self, root: SessionTransaction, bind: Engine | Connection, options: Any) -> Connection:
+        """Let the session begin on *bind*, as its transaction demands."""
         overseer = self._overseer
-        if isinstance(bind, Connection):
-            bind = current_bind(bind)
-        if self.record is None and not root._connections and overseer.wants_changes():
-            # Somebody has begun to listen since the session began, and nothing was sent yet.
-            self.track(root)
-        if self._is_late and self.record is not None and not self.session._flushing:
-            self.record.is_complete = False
+        self._look_for_listeners(root)
         if overseer.restricted:
             overseer.before_statement()
-        if isinstance(bind, Connection) and bind.in_transaction():
-            # A test's, perhaps, and the session is about to open a savepoint in it.
-            begin_at_once(bind)
+        if isinstance(bind, Connection):
+            bind = current_bind(bind)
+            if isinstance(bind, Connection) and bind.in_transaction():
+                # A test's, perhaps, and the session is about to open a savepoint in it.
+                begin_at_once(bind)
         demands = self._demands = overseer.demands(bind)
         if demands is not None and (demands.read_only or demands.isolation_level is not None):
             options = _with_ours(options or {}, execution_options(bind, demands), demands)
         try:
-            connection = find(root, bind, options)
+            connection = type(root)._connection_for_bind(root, bind, options)
             if demands is None or demands._is_prelude:
                 begun(connection)
             return connection
@@ -447,6 +450,13 @@ class WatchedSession:
             if better is None:
                 raise
             raise better from error
+
+    def _look_for_listeners(self, root: SessionTransaction) -> None:
+        """Follow changes for somebody who has begun to listen since the session began, and nothing was sent yet."""
+        if self.record is None and not root._connections and self._overseer.wants_changes():
+            self.track(root)
+        if self._is_late and self.record is not None and not self.session._flushing:
+            self.record.is_complete = False
 
     def restrict(self) -> None:
         """Ask the overseer before each statement."""
@@ -472,11 +482,10 @@ class WatchedSession:
 
     def has_given_up(self) -> bool:
         """Whether a database has given up its transaction, and would not say so at COMMIT."""
-        # Each is there twice, and the answer costs less than to find that out.
-        for entry in self._entries():  # noqa: SIM110 - before each COMMIT, and a generator costs more than the rest
-            if has_given_up(entry[0]):
+        for connection in self._taken:
+            if has_given_up(connection):
                 return True
-        return False
+        return bool(self._bound) and any(has_given_up(entry[0]) for entry in self._entries())
 
     def refuse_autocommit(self) -> None:
         """Raise if a connection that the session has begun on commits each statement by itself.
@@ -553,8 +562,7 @@ class WatchedSession:
 
     def committed(self) -> None:
         """Let the overseer know that COMMIT has returned, on every engine."""
-        if self._sent:
-            self._sent.clear()
+        self._sent = None
         self._overseer.committed()
 
     def connections(self) -> list[Connection]:
@@ -643,14 +651,12 @@ class WatchedSession:
             PartialCommitError: One of several engines has committed, and another could not.
         """
         self._failed = None
-        if self._sent:
-            self._sent.clear()
         try:
             self._for_real("commit")
         except BaseException as error:
             if self._is_sending and self._failed is None:
                 self._failed = self._failure_in(error)
-            sent: list[Engine] = self._sent or []
+            sent, self._sent = self._sent or [], None
             if isinstance(error, Exception) and len(sent) > 1:
                 *committed, failed = map(repr, sent)
                 raise PartialCommitError(committed, failed) from error
@@ -855,10 +861,10 @@ class WatchedSession:
             self._let_go(self._begun)
         if self.record is not None:
             untrack(self.session)
-        attributes = self.session.__dict__
-        for name in _OURS:
-            attributes.pop(name, None)
-        self._forget_connections()
+        # It is done for each session, and a loop of ours costs four times as much.
+        deque(map(self.session.__dict__.pop, _OURS, _NOTHING), maxlen=0)
+        if self._taken:
+            self._forget_connections()
         for connection in self._bound:
             give_back(connection, self._overseer)
         root, self._root = self._root, None
@@ -989,9 +995,10 @@ def is_watched(session: Session) -> bool:
 
 
 def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    watched: WatchedSession | None = getattr(session, _WATCHED, None)
-    if watched is not None and transaction._parent is None:
-        watched.created(transaction)
+    if transaction._parent is None:
+        watched: WatchedSession | None = getattr(session, _WATCHED, None)
+        if watched is not None:
+            watched.created(transaction)
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:

@@ -230,9 +230,9 @@ class Transaction:
     @property
     def _must_roll_back(self) -> bool:
         """Whether its work is not to be kept, or cannot be."""
-        # Whether it is doomed, without the members of State, which cost more than the rest before Python 3.12.
-        is_active = self._outcome is None and not self._released
-        return self._rollback_only or (is_active and (self._doom is not None or self._curable is not None))
+        if self._doom is None and self._curable is None:
+            return self._rollback_only
+        return self._rollback_only or self.state is State.DOOMED
 
     @property
     def outcome(self) -> Outcome | None:

@@ -306,6 +306,32 @@ def test_receivers_that_come_late(engine: Engine) -> None:
     assert (in_time.is_complete, nothing.is_complete, late.is_complete) == (True, False, False)
 
 
+@pytest.mark.parametrize("by_statement", [True, False])
+def test_receivers_that_come_late_for_a_statement(engine: Engine, *, by_statement: bool) -> None:
+    """The statement with which a session begins may have passed by who has begun to listen since it was opened."""
+    listens = False
+
+    class Late(Events):
+        def wants(self, kind: type[Any], /) -> bool:
+            return listens
+
+    scope = Scope(make_runtime(engine, Late()))
+    with block(scope) as session:
+        listens = True
+        if by_statement:
+            session.execute(insert(Book).values(id=1, title="Emma"))
+        else:
+            session.add(Book(id=1, title="Emma"))
+            session.flush()
+        first = changes_of(scope)
+        session.execute(insert(Book).values(id=2, title="Persuasion"))
+        both = changes_of(scope)
+    scope.close()
+
+    assert first.is_complete is both.is_complete is not by_statement
+    assert len(both) == (1 if by_statement else 2)
+
+
 def test_column_that_is_mapped_later(engine: Engine) -> None:
     """A column that a class is given when it has been used is told like others."""
 

@@ -164,6 +164,24 @@ def test_beside_a_recording(shop: Shop) -> None:
     assert len(recording.statements) == 2
 
 
+def test_one_after_the_other(shop: Shop) -> None:
+    """A connection that is in use already is listened to once, however many want to strike."""
+    sent: list[str] = []
+    with shop.uow.transaction() as session:
+        session.execute(text("SELECT 0"))
+        with (
+            inject(shop.uow, "deadlock", at="SELECT 1") as first,
+            inject(shop.uow, "deadlock", at="SELECT 2") as second,
+        ):
+            for number in (1, 2, 3):
+                with suppress(OperationalError), session.begin_nested():
+                    session.execute(text(f"SELECT {number}"))
+                    sent.append(f"SELECT {number}")
+
+    assert (first.struck, second.struck) == (1, 1)
+    assert sent == ["SELECT 3"]
+
+
 # Lost connections
 
 
