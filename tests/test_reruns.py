@@ -557,6 +557,20 @@ def test_aborts_and_redirects_are_not_retried(shop: Shop) -> None:
     assert shop.calls == 1
 
 
+def test_view_that_uses_no_session(shop: Shop) -> None:
+    """A view that may run again, and asks for no session, is run once, and nothing is told of it."""
+    ran: list[str] = []
+
+    @shop.app.get("/ping")
+    @shop.uow.transactional(attempts=3, backoff=AT_ONCE)
+    def ping() -> str:
+        ran.append("ping")
+        return "pong"
+
+    assert shop.client.get("/ping").text == "pong"
+    assert ran == ["ping"]
+
+
 def test_view_that_fails_before_it_uses_the_session(app: Flask, postgresql: Engine) -> None:
     """retry_on is about the view, whether or not it came to its session."""
     uow = UnitOfWork(sessionmaker(postgresql), app)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, Engine
 
-from tests.benchmarks import instructions, served
+from tests.benchmarks import features, instructions, served
 from tests.benchmarks.__main__ import main, parse, selected
 from tests.benchmarks.models import BALANCE, ROUTES, Contents, contents, contents_after, fill
 from tests.benchmarks.plan import Plan
@@ -286,3 +286,14 @@ def test_served(
     assert [[row[0] for row in of_route] for of_route in rows] == [["by hand", "flask_uow, UOW_AUTO_COMMIT"]] * 2
     assert all(float(row[1]) > 0 for of_route in rows for row in of_route)
     assert [process.returncode is not None for process in started] == [True, True]
+
+
+def test_features(capsys: pytest.CaptureFixture[str]) -> None:
+    """What costs what is printed for each of them, and each of them runs."""
+    features.main(["--rounds", "1"])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith(("| plain", "| `resolve_commit=True`"))] == lines[4:5] + lines[
+        -1:
+    ]
+    assert len(lines) == 4 + 12
