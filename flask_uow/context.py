@@ -1,6 +1,6 @@
 """Where a Flask context keeps its scopes; the only file that knows Flask 3.1 from the line after it.
 
-A context keeps them in its own ``__dict__``, so that they can neither be mixed up with another's nor outlive it.
+A context keeps them as its own attributes, so that they can neither be mixed up with another's nor outlive it.
 
 In Flask 3.1 and before, a request made inside an ``app_context()`` shares that app context, and is told apart by its
 request context: the key is the pair of both. On the line after it there is one context, and it is the key.
@@ -217,10 +217,9 @@ if MERGED:  # pragma: no cover - Flask 3.2; the same tests run on both lines, on
         """Return where the slot of the current context is kept, if that is not in the context itself."""
         return None
 
-    def _forget_slot(context: Any) -> None:
-        if hasattr(context, _SLOT):
-            delattr(context, _SLOT)
-            context._flask_uow_in_use = False
+    def _forget_slot(context: Any, *, is_inside: bool) -> None:  # noqa: ARG001 - as above
+        delattr(context, _SLOT)
+        context._flask_uow_in_use = False
 
     def _carrier_for(context: Any) -> Carrier:
         """Return what carries the phase of a new slot."""
@@ -268,12 +267,13 @@ else:
         pairs: dict[Any, Slot] = getattr(request, _PAIRS)
         return pairs
 
-    def _forget_slot(context: Any) -> None:
-        pairs = _pairs(context)
-        if pairs is not None:
-            pairs.pop(context, None)
-        elif hasattr(context, _SLOT):
+    def _forget_slot(context: Any, *, is_inside: bool) -> None:
+        """Forget the slot of an app context, or that of the request that is inside it."""
+        pairs = _pairs(context) if is_inside else None
+        if pairs is None:
             delattr(context, _SLOT)
+        else:
+            del pairs[context]
 
     def _carrier_for(context: Any) -> Carrier:
         """Return what carries the phase of a new slot: the request, if it is dispatched in *context*."""
@@ -348,7 +348,7 @@ def _error_in(args: tuple[Any, ...]) -> BaseException | None:
 class _Closers:
     """Who is called when a context of one application ends, and the wrappers around its teardown functions.
 
-    The wrappers pass on what Flask gives, the error last, by position. Most requests have nothing to end.
+    The wrappers pass on what they are given, the error last. Most requests have nothing to end.
     """
 
     def __init__(self) -> None:
@@ -360,17 +360,18 @@ class _Closers:
         self._closers.insert(len(self._closers) if always else 0, closer)
         self._always = self._always or always
 
-    def _leave(self, context: Any, slot: Slot | None, args: tuple[Any, ...]) -> None:
+    def _leave(self, slot: Slot | None, args: tuple[Any, ...]) -> None:
         error = _error_in(args)
         for close in self._closers:
             try:
                 close(slot, error)
             except Exception:
                 logger.exception("Closing a session at teardown failed", extra=JOURNAL.about(None))
-        _forget_slot(context)
 
     def around_appcontext(self, original: Callable[..., Any]) -> Callable[..., None]:
-        def do_teardown_appcontext(*args: Any) -> None:
+        def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
+            if kwargs:
+                args = (*args, *kwargs.values())
             context = _cv_app.get()
             # Inside a request it may be kept there.
             is_inside = _BESIDE.get(None) is not None
@@ -382,23 +383,34 @@ class _Closers:
             finally:
                 slot = slot_in(context) if is_inside else getattr(context, _SLOT, None)
                 if slot is not None or self._always:
-                    self._leave(context, slot, args)
+                    self._leave(slot, args)
+                    if slot is not None:
+                        _forget_slot(context, is_inside=is_inside)
 
         return do_teardown_appcontext
 
     def around_request(self, original: Callable[..., Any]) -> Callable[..., None]:
-        def do_teardown_request(*args: Any) -> None:
+        def do_teardown_request(*args: Any, **kwargs: Any) -> None:
+            if kwargs:
+                args = (*args, *kwargs.values())
             request = REQUEST_CONTEXT.get()
-            if getattr(request, IN_USE, False) and (slot := slot_in(_cv_app.get())) is not None:
-                _prepare(slot, _error_in(args))
+            if getattr(request, IN_USE, False):
+                context = _cv_app.get()
+                slot: Slot | None = getattr(context, _SLOT, None)
+                if slot is None or slot.owner is not request:
+                    slot = slot_in(context)
+                if slot is not None:
+                    _prepare(slot, _error_in(args))
             try:
                 original(*args)
             finally:
-                if getattr(request, IN_USE, False):
-                    # It can share its app context, so that no app context ends with it.
+                # It can share its app context, so that no app context ends with it.
+                if getattr(request, IN_USE, False) and hasattr(request, _PAIRS):
                     context = _cv_app.get()
-                    if context in getattr(request, _PAIRS, ()):
-                        self._leave(context, slot_in(context), args)
+                    slot = slot_in(context)
+                    if slot is not None and context in getattr(request, _PAIRS):
+                        self._leave(slot, args)
+                        _forget_slot(context, is_inside=True)
 
         return do_teardown_request
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
-from flask import Flask, Response
+from flask import Flask, Request, Response
 from werkzeug.exceptions import HTTPException, InternalServerError
 
 from flask_uow._core.events import Observer
@@ -137,12 +137,11 @@ class Managed:
         """Return what is done with the request of *slot*; found once for each endpoint and method."""
         plan: RequestPlan | None = slot.plans.get(self)
         if plan is None:
-            plan = slot.plans[self] = self.find_plan()
+            plan = slot.plans[self] = self.find_plan(slot.request or current_request())
         return plan
 
-    def find_plan(self) -> RequestPlan:
-        """Return what is done with the current request."""
-        request = current_request()
+    def find_plan(self, request: Request) -> RequestPlan:
+        """Return what is done with *request*."""
         key = request.endpoint, request.method
         plan = self._plans.get(key)
         if plan is None:
@@ -165,15 +164,13 @@ class Managed:
         phase = slot.carrier._flask_uow_phase
         if phase is None:
             return None
-        plan: RequestPlan | None = slot.plans.get(self)
-        if plan is None:
-            plan = self.request_plan(slot)
+        plan: RequestPlan = slot.plans.get(self) or self.request_plan(slot)
         return plan.rest if phase is AFTER_VIEW else plan.view
 
     def enter_view(self, policy: Policy) -> bool:
         """Whether the decorator with *policy* is the current request's own, and starts now. Dispatch ends it."""
         carrier = current_carrier()
-        if carrier._flask_uow_phase is not VIEW or self.find_plan().policy is not policy:
+        if carrier._flask_uow_phase is not VIEW or self.find_plan(current_request()).policy is not policy:
             return False
         carrier._flask_uow_phase = VIEW_ENTERED
         if carrier._flask_uow_in_use and (attempts := current_slot().attempts) is not None:
@@ -189,7 +186,7 @@ class Managed:
         slot = current_slot() if carrier._flask_uow_in_use else None
         scope = None if slot is None else slot.scopes.get(self)
         if slot is not None and scope is not None:
-            scope.settle(self.on_error(slot, error), error, self.request_plan(slot).view)
+            scope.settle(scope.planned, self.on_error(slot, error), error, self.request_plan(slot).view)
 
     def on_response(self, slot: Slot, response: Any) -> Decision:
         """Decide by a response."""
@@ -383,7 +380,7 @@ class Dispatch:
         key = request.endpoint, request.method
         if key in self._repeatable:
             return self._repeatable[key]
-        plan = plan_to_repeat([managed.find_plan() for managed in self.managed.values()])
+        plan = plan_to_repeat([managed.find_plan(request) for managed in self.managed.values()])
         if request.method in KNOWN_METHODS and request.endpoint is not None:
             self._repeatable[key] = plan
         return plan
@@ -559,9 +556,9 @@ class Dispatch:
             HookError: Hooks failed, and are to raise.
         """
         if len(slot.scopes) == 1:
-            # There is nothing that could be stored in part.
-            for managed, scope in slot.scopes.items():
-                _settle_one(managed, scope, slot, decide, error)
+            # Hooks may use another meanwhile, which has nothing to settle here.
+            [(managed, scope)] = slot.scopes.items()
+            _settle_one(managed, scope, slot, decide, error)
             return
         settlement = _Settlement(slot, decide, error)
         # What cannot commit is known before anything does.
@@ -622,16 +619,17 @@ def _settle_one(managed: Managed, scope: Scope, slot: Slot, decide: Decide, erro
         HookError: Hooks failed, and are to raise.
     """
     then = managed.plan_in(slot)
-    if scope.planned is None:
-        scope.settle(ROLLBACK, error, then)
+    planned = scope.planned
+    if planned is None:
+        scope.settle(None, ROLLBACK, error, then)
         return
     try:
         follows = slot.attempts is not None and slot.attempts.follows
-        scope.settle(ROLLBACK if follows else decide(managed, slot), error, then)
+        scope.settle(planned, ROLLBACK if follows else decide(managed, slot), error, then)
     except HookError:
         raise
     except BaseException as failure:
-        scope.settle(ROLLBACK, failure, then)
+        scope.settle(scope.planned, ROLLBACK, failure, then)
         raise
 
 
@@ -694,7 +692,7 @@ def _expect_rollback(slot: Slot) -> None:
 
 
 def _close(slot: Slot | None, error: BaseException | None) -> None:
-    for scope in reversed(slot.scopes.values()) if slot is not None else ():
+    for scope in [*reversed(slot.scopes.values())] if slot is not None else ():
         try:
             scope.close(error)
         except Exception:

@@ -99,6 +99,9 @@ class Publisher:
         observers: Who is told beside the signals, before them, and of more: tests. There can be others later.
     """
 
+    audience: Final = {kind: signal.receivers for kind, signal in _SIGNALS.items()}
+    """Who may listen to an event, whichever the sender; blinker keeps these dicts as they are."""
+
     __slots__ = ("_journal", "_sender", "_synchronise", "observers")
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import sessionmaker
 from werkzeug.exceptions import HTTPException, NotFound
 
-from flask_uow import HookError, PartialCommitError, UnexpectedRollbackError, UnitOfWork, current_transaction
+from flask_uow import HookError, PartialCommitError, UnexpectedRollbackError, UnitOfWork, current_transaction, signals
 from flask_uow.context import MERGED
 from tests.conftest import Base, Book, Loan, Log, sqlite_engine, titles
 
@@ -1070,6 +1071,23 @@ def test_block_around_a_dispatch_by_hand_is_not_ended_by_it(managed: Flask, uow:
     assert titles(engine) == ["Emma"]
 
 
+@pytest.mark.parametrize("method", ["do_teardown_appcontext", *([] if MERGED else ["do_teardown_request"])])
+def test_teardown_by_keyword(managed: Flask, method: str) -> None:
+    """The methods that run the teardown functions take the error by position and by name, as Flask's own do."""
+    errors: list[BaseException | None] = []
+    managed.teardown_appcontext(errors.append)
+    managed.teardown_request(errors.append)
+    error = LookupError()
+
+    with managed.test_request_context():
+        context = {"ctx": _cv_app.get()} if MERGED else {}
+        getattr(managed, method)(**context, exc=error)
+        getattr(managed, method)(*context.values(), error)
+        seen = list(errors)
+
+    assert seen == [error, error]
+
+
 # Several UnitOfWork objects
 
 
@@ -1088,6 +1106,32 @@ def reports(app: Flask, uow: UnitOfWork, other: Engine) -> UnitOfWork:
     app.config.update(UOW_AUTO_COMMIT=True, UOW_REPORTS_AUTO_COMMIT=True)
     uow.init_app(app)
     return UnitOfWork(sessionmaker(other), app, name="reports")
+
+
+@pytest.mark.parametrize("how", ["hook", "receiver"])
+def test_second_one_is_first_used_after_the_commit(
+    app: Flask, uow: UnitOfWork, reports: UnitOfWork, engine: Engine, other: Engine, *, how: str
+) -> None:
+    """A hook or a receiver can use another object that the request has not used before."""
+
+    def report(*_sender: object, **_extra: object) -> None:
+        if not titles(other):
+            with reports.transaction():
+                add(reports, "reported")
+
+    @app.post("/")
+    @uow.transactional
+    def view() -> str:
+        add(uow)
+        if how == "hook":
+            uow.on_commit(report)
+        return ""
+
+    with signals.after_commit.connected_to(report) if how == "receiver" else nullcontext():
+        response = app.test_client().post("/")
+
+    assert response.status_code == 200
+    assert (titles(engine), titles(other)) == (["Emma"], ["reported"])
 
 
 def test_all_commit_or_roll_back_together(

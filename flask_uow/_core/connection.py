@@ -379,7 +379,7 @@ def in_front(connection: Connection, supervisor: Supervisor) -> None:
 
 def observe() -> None:
     """Tell the supervisors of all connections that are in use of what is sent, those that want to know of it."""
-    for reference in tuple(_watched):
+    for reference in _watched.copy():
         connection = reference()
         watch = None if connection is None else _watch_of(connection)
         if connection is not None and watch is not None and watch.supervisor.is_observed:
@@ -585,10 +585,7 @@ def commits_by_itself(connection: Connection) -> bool:
 def _make_read_only(connection: Connection, driver: Any) -> bool:
     """Let the server refuse to write, where the execution options have not done it, and return whether it can."""
     if isinstance(driver, sqlite3.Connection):
-        writes = connection.info.get(_CAN_WRITE)
-        if writes is None:
-            writes = connection.info[_CAN_WRITE] = not driver.execute("PRAGMA query_only").fetchone()[0]
-        if writes:
+        if not driver.execute("PRAGMA query_only").fetchone()[0]:
             driver.execute("PRAGMA query_only = ON")
             put_back_later(connection, _allow_writing)
         return True

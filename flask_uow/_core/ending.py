@@ -93,7 +93,7 @@ class Ending(Guard):
         if outermost._started is None:
             outermost._started = perf_counter()
             notify = self._runtime.notify
-            if notify.wants(Started):
+            if (notify.audience[Started] or notify.observers) and notify.wants(Started):
                 notify(Started(outermost))
 
     def decide(self, error: BaseException, options: Options) -> Decision:
@@ -177,7 +177,8 @@ class Ending(Guard):
         """Ask those who have a say, and COMMIT."""
         if transaction._started is None:
             self._start(transaction)
-        if self._runtime.notify.wants(BeforeCommit):
+        notify = self._runtime.notify
+        if (notify.audience[BeforeCommit] or notify.observers) and notify.wants(BeforeCommit):
             self._ask_receivers(transaction, watched)
         if self._runtime.recorders:
             self._let_recorders_look(transaction, watched)
@@ -398,9 +399,8 @@ class Ending(Guard):
 
     def commit_failed(self, error: BaseException, connection: Connection) -> None:
         """Remember what went wrong in a COMMIT of ours."""
-        # It is not told of connections that its session has given back.
-        assert self._watched is not None
-        self._watched.commit_failed(error, connection)
+        if self._watched is not None:
+            self._watched.commit_failed(error, connection)
 
     def _check_fitness(self, transaction: Transaction) -> None:
         if transaction._must_roll_back:
@@ -425,8 +425,9 @@ class Ending(Guard):
             # What they do is done.
             self._note_commit()
         failures: list[Failure] | None = None
+        notify = self._runtime.notify
         try:
-            if transaction._stored and self._runtime.notify.wants(AfterCommit):
+            if transaction._stored and (notify.audience[AfterCommit] or notify.observers) and notify.wants(AfterCommit):
                 self._tell_of(AfterCommit(transaction, transaction.changes))
         finally:
             try:
@@ -578,7 +579,10 @@ class Ending(Guard):
             )
 
     def _leave_stack(self, transaction: Transaction, outcome: Outcome) -> None:
-        del self._stack[self._stack.index(transaction) :]
+        if transaction is self._stack[-1]:
+            self._stack.pop()
+        else:
+            del self._stack[self._stack.index(transaction) :]
         if not self._stack:
             if self.restricted:
                 self.restricted = False
@@ -616,7 +620,9 @@ class Ending(Guard):
     def _complete(self, transaction: Transaction, outcome: Outcome, error: BaseException | None) -> None:
         if transaction._span is not None:
             transaction._span.close()
-        if transaction._started is not None and self._runtime.notify.wants(Completed):
+        notify = self._runtime.notify
+        has_listeners = notify.audience[Completed] or notify.observers
+        if has_listeners and transaction._started is not None and notify.wants(Completed):
             self._tell_of(Completed(transaction, outcome, error, transaction._duration()))
 
     def _drain(self, transaction: Transaction, hooks: Hooks, moment: Moment, *args: Any) -> list[Failure]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
@@ -161,6 +161,11 @@ class Observer(Protocol):
 
 class Notify(Observer, Protocol):
     """Whom a transaction tells."""
+
+    @property
+    def audience(self) -> Mapping[type[Event], Collection[Any]]:
+        """Who may listen to an event, by its class. Where nobody does, nothing more is asked, as with observers."""
+        ...
 
     @property
     def observers(self) -> Collection[Observer]:

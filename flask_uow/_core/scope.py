@@ -100,7 +100,7 @@ class Scope(Stack):
             watched.unwatch()
             self._closed_by_hand = False
         self._watched = WatchedSession(session, self._runtime.source, self)
-        if self._stack and self._watched.has_begun:
+        if self._stack and session._transaction is not None:
             try:
                 self._made_fit(self._stack[0])
             except BaseException:
@@ -358,7 +358,8 @@ class Scope(Stack):
     def _remove(self, watched: WatchedSession) -> None:
         self._watched = None
         watched.release()
-        if self._runtime.notify.wants(Removed):
+        notify = self._runtime.notify
+        if (notify.audience[Removed] or notify.observers) and notify.wants(Removed):
             self._runtime.notify(Removed(watched.session))
 
     # What the session asks

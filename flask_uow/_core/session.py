@@ -271,13 +271,10 @@ class WatchedSession:
         """Measures the work of the database for the session's transaction, if anybody wants to know."""
 
         self._taken: tuple[Connection, ...] = ()
-        """The connections from a pool that it has begun on."""
+        """The connections from a pool that its transaction, or the one before, has begun on."""
 
         self._root: SessionTransaction | None = None
-        """The outermost of its transactions, or that of before."""
-
-        self._is_late = False
-        """Whether somebody has begun to listen so late that the statement that is being executed has passed us by."""
+        """The session's outermost transaction, or the last there was."""
 
         self._begun: SessionTransaction | None = None
         self._passing = False
@@ -290,7 +287,7 @@ class WatchedSession:
         self._kept: tuple[object, ...] = ()
         """What was flushed outside any transaction. SQLAlchemy forgets what nobody else keeps."""
 
-        self._sent: list[Engine] | None = None
+        self._sent: list[Engine] = []
         """The engines that COMMIT was sent to, the last one perhaps in vain; where there are several."""
 
         session.__dict__.update(
@@ -299,6 +296,8 @@ class WatchedSession:
             close=self._close_called,
             reset=self._reset_called,
             begin=self._begin_called,
+            # No event tells of a statement when it has been executed, and the first one may begin the transaction.
+            _execute_internal=self._execute,
             _flask_uow_watched=self,
         )
         _listen()
@@ -312,22 +311,20 @@ class WatchedSession:
                 adopt(connection, overseer, bound=self._note_bound(root, connection))
                 if overseer.wants_time():
                     self._measure(connection)
-        elif overseer.wants_changes():
-            self._look_at_statements()
 
     # What stands for the session's own methods that settle. While it does one of them, others of its class are its own.
 
-    def _commit_called(self) -> None:
-        self._called("commit")
+    def _commit_called(self, *args: Any, **kwargs: Any) -> Any:
+        return self._called("commit", *args, **kwargs)
 
-    def _rollback_called(self) -> None:
-        self._called("rollback")
+    def _rollback_called(self, *args: Any, **kwargs: Any) -> Any:
+        return self._called("rollback", *args, **kwargs)
 
-    def _close_called(self) -> None:
-        self._called("close")
+    def _close_called(self, *args: Any, **kwargs: Any) -> Any:
+        return self._called("close", *args, **kwargs)
 
-    def _reset_called(self) -> None:
-        self._called("reset")
+    def _reset_called(self, *args: Any, **kwargs: Any) -> Any:
+        return self._called("reset", *args, **kwargs)
 
     def _begin_called(self, *args: Any, **kwargs: Any) -> Any:
         return self._called("begin", *args, **kwargs)
@@ -357,13 +354,7 @@ class WatchedSession:
         """Write down what *root* changes from now on."""
         self.record = Record(self._overseer.mark_own_savepoints, is_complete=not root._connections)
         track(self.session, self.record)
-        self._is_late = "_execute_internal" not in self.session.__dict__
-        self._look_at_statements()
         self._overseer.tracked(self.record)
-
-    def _look_at_statements(self) -> None:
-        """Learn of each statement, and what came of it. No event tells of it when it has been executed."""
-        self.session.__dict__["_execute_internal"] = self._execute
 
     def places(self, written: Collection[Connection]) -> Places:
         """Return where the transaction has written, as far as that is known; else, where it is."""
@@ -376,7 +367,6 @@ class WatchedSession:
     def _execute(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
         """Stand in for the method that all statements go through."""
         session = self.session
-        self._is_late = False
         what = described(statement) if self._is_followed() else None
         if what is not None:
             # Of an INSERT SQLAlchemy does not keep it by itself.
@@ -429,7 +419,9 @@ class WatchedSession:
     def _begin_on(self, root: SessionTransaction, bind: Engine | Connection, options: Any) -> Connection:
         """Let the session begin on *bind*, as its transaction demands."""
         overseer = self._overseer
-        self._look_for_listeners(root)
+        if self.record is None and not root._connections and overseer.wants_changes():
+            # Somebody has begun to listen since the session began, and nothing was sent yet.
+            self.track(root)
         if overseer.restricted:
             overseer.before_statement()
         if isinstance(bind, Connection):
@@ -450,13 +442,6 @@ class WatchedSession:
             if better is None:
                 raise
             raise better from error
-
-    def _look_for_listeners(self, root: SessionTransaction) -> None:
-        """Follow changes for somebody who has begun to listen since the session began, and nothing was sent yet."""
-        if self.record is None and not root._connections and self._overseer.wants_changes():
-            self.track(root)
-        if self._is_late and self.record is not None and not self.session._flushing:
-            self.record.is_complete = False
 
     def restrict(self) -> None:
         """Ask the overseer before each statement."""
@@ -562,7 +547,7 @@ class WatchedSession:
 
     def committed(self) -> None:
         """Let the overseer know that COMMIT has returned, on every engine."""
-        self._sent = None
+        self._sent.clear()
         self._overseer.committed()
 
     def connections(self) -> list[Connection]:
@@ -651,14 +636,14 @@ class WatchedSession:
             PartialCommitError: One of several engines has committed, and another could not.
         """
         self._failed = None
+        self._sent.clear()
         try:
             self._for_real("commit")
         except BaseException as error:
             if self._is_sending and self._failed is None:
                 self._failed = self._failure_in(error)
-            sent, self._sent = self._sent or [], None
-            if isinstance(error, Exception) and len(sent) > 1:
-                *committed, failed = map(repr, sent)
+            if isinstance(error, Exception) and len(self._sent) > 1:
+                *committed, failed = map(repr, self._sent)
                 raise PartialCommitError(committed, failed) from error
             raise
         finally:
@@ -729,8 +714,6 @@ class WatchedSession:
 
     def _note_commits(self) -> None:
         """Keep the order in which several engines commit. SQLAlchemy has none, and tells of each before it does."""
-        if self._sent is None:
-            self._sent = []
         for connection in self.connections():
             # Listening again is no second listening.
             for name in ("commit", "commit_twophase"):
@@ -869,7 +852,8 @@ class WatchedSession:
             give_back(connection, self._overseer)
         root, self._root = self._root, None
         if root is not None:
-            del root._connection_for_bind, root._prepare_impl
+            root.__dict__.pop("_connection_for_bind", None)
+            root.__dict__.pop("_prepare_impl", None)
 
     def release(self) -> None:
         """Close the session, and return its connection."""

@@ -272,15 +272,17 @@ class Stack(Ending):
         """Whether the planned transaction can no longer commit."""
         return self._planned in self._stack and self._stack[0].state is State.DOOMED
 
-    def settle(self, decision: Decision, error: BaseException | None, then: Plan | None) -> None:
+    def settle(
+        self, planned: Transaction | None, decision: Decision, error: BaseException | None, then: Plan | None
+    ) -> None:
         """End the planned transaction, if there is anything to end.
 
         Args:
+            planned: That, as `planned` has it.
             decision: Whether to keep its work.
             error: What was raised, if it was.
             then: The plan for what comes after, hooks included.
         """
-        planned = self.planned
         self._plan, self._planned = then, None
         if planned is not None:
             self.end(planned, decision, error)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Unpack
@@ -59,6 +60,7 @@ class Events(list[Event]):
     """Listens to everything, and keeps it."""
 
     observers: Collection[Observer] = ()
+    audience: Mapping[type[Event], Collection[Any]] = defaultdict(lambda: ("somebody",))
 
     def wants(self, kind: type[Event], /) -> bool:
         return kind not in (Connected, Sending, Committing, HookRan)
@@ -90,6 +92,7 @@ class Deaf:
     """Wants nothing, and is told nothing."""
 
     observers: Collection[Observer] = ()
+    audience: Mapping[type[Event], Collection[Any]] = defaultdict(tuple)
 
     def wants(self, kind: type[Event], /) -> bool:
         return False

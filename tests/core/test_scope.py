@@ -189,7 +189,7 @@ def test_refused_in_a_view(scope: Scope) -> None:
     with pytest.raises(ManualTransactionControlError, match=r"inside index\(\)"):
         session.commit()
 
-    scope.settle(ROLLBACK, None, None)
+    scope.settle(scope.planned, ROLLBACK, None, None)
 
 
 def test_refused_in_a_block_under_a_policy(scope: Scope, engine: Engine) -> None:
@@ -201,7 +201,7 @@ def test_refused_in_a_block_under_a_policy(scope: Scope, engine: Engine) -> None
         with pytest.raises(ManualTransactionControlError, match=r"inside transfer\(\)"):
             session.commit()
 
-    scope.settle(COMMIT, None, None)
+    scope.settle(scope.planned, COMMIT, None, None)
     assert titles(engine) == ["Emma"]
 
 
@@ -356,7 +356,7 @@ def test_allowed_in_a_view(scope: Scope, engine: Engine) -> None:
     session.commit()
     session.add(Book(title="Persuasion"))
 
-    scope.settle(ROLLBACK, None, None)
+    scope.settle(scope.planned, ROLLBACK, None, None)
 
     assert titles(engine) == ["Emma"]
 
@@ -431,7 +431,7 @@ def test_hooks_of_a_commit_by_hand(scope: Scope) -> None:
     during = list(calls)
     on_commit(scope, calls.append, "second")
 
-    scope.settle(COMMIT, None, None)
+    scope.settle(scope.planned, COMMIT, None, None)
 
     assert during == ["first"]
     assert calls == ["first", "second"]
@@ -541,3 +541,33 @@ def test_closed_by_hand_and_by_the_scope(scope: Scope, events: Events) -> None:
     scope.close()
 
     assert events == [Removed(session)]
+
+
+def test_methods_with_arguments_of_their_own(engine: Engine) -> None:
+    """A session's class may give its methods arguments, and use them where it settles."""
+    reasons: list[str] = []
+
+    class Explained(Session):
+        def close(self, reason: str = "") -> None:
+            reasons.append(reason)
+            super().close()
+
+        def commit(self) -> None:
+            super().commit()
+            self.close(reason="done")
+
+    scope = Scope(make_runtime(SessionSource(sessionmaker(engine, class_=Explained), give_back)))
+    with block(scope) as session:
+        session.add(Book(id=1, title="Emma"))
+    scope.close()
+
+    assert reasons == ["done", ""]
+
+
+def test_failing_commit_without_a_session(engine: Engine) -> None:
+    """A connection whose session could not be watched may fail to commit, and there is nothing to remember."""
+    scope = Scope(make_runtime(engine))
+    with engine.connect() as connection:
+        scope.commit_failed(LookupError(), connection)
+
+    assert not scope.is_open

@@ -77,7 +77,7 @@ def test_settle(scope: Scope, engine: Engine, decision: Decision, kept: list[str
 
     planned = scope.planned
 
-    scope.settle(decision, None, REQUEST)
+    scope.settle(scope.planned, decision, None, REQUEST)
 
     assert planned is not None
     assert planned.outcome is not None
@@ -91,7 +91,7 @@ def test_settle_nothing(scope: Scope) -> None:
 
     assert scope.planned is None
 
-    scope.settle(COMMIT, None, None)
+    scope.settle(scope.planned, COMMIT, None, None)
 
     assert scope.current() is None
 
@@ -100,9 +100,9 @@ def test_settle_twice(scope: Scope, engine: Engine) -> None:
     """A planned transaction is ended once."""
     scope.replan(VIEW)
     scope.session.add(Book(title="Emma"))
-    scope.settle(COMMIT, None, None)
+    scope.settle(scope.planned, COMMIT, None, None)
 
-    scope.settle(ROLLBACK, None, None)
+    scope.settle(scope.planned, ROLLBACK, None, None)
 
     assert scope.planned is None
     assert titles(engine) == ["Emma"]
@@ -113,7 +113,7 @@ def test_settle_leaves_blocks_alone(scope: Scope, engine: Engine) -> None:
     with block(scope) as session:
         session.add(Book(title="Emma"))
         assert scope.planned is None
-        scope.settle(ROLLBACK, None, None)
+        scope.settle(scope.planned, ROLLBACK, None, None)
 
     assert titles(engine) == ["Emma"]
 
@@ -129,7 +129,7 @@ def test_settle_a_session_that_began_by_itself(
     session.commit()
     session.add(Book(title="Persuasion"))
 
-    scope.settle(decision, None, None)
+    scope.settle(scope.planned, decision, None, None)
 
     assert titles(engine) == kept
 
@@ -142,7 +142,7 @@ def test_settle_with_an_error(scope: Scope, events: Events) -> None:
     scope.session.add(Book(title="Emma"))
     on_rollback(scope, told.append)
 
-    scope.settle(ROLLBACK, error, None)
+    scope.settle(scope.planned, ROLLBACK, error, None)
 
     assert told == [error]
     assert [event.error for event in events if isinstance(event, AfterRollback | Completed)] == [error, error]
@@ -561,7 +561,7 @@ def test_hooks_of_a_hook_in_a_plan(scope: Scope) -> None:
     scope.replan(VIEW)
     on_commit(scope, lambda: on_commit(scope, calls.append, "second"))
 
-    scope.settle(COMMIT, None, REQUEST)
+    scope.settle(scope.planned, COMMIT, None, REQUEST)
 
     assert calls == ["second"]
     assert scope.planned is None
