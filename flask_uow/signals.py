@@ -7,7 +7,7 @@ The sender is the Flask application, or the UnitOfWork outside one. Each signal'
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from inspect import iscoroutinefunction
 from typing import Any, Final
@@ -68,6 +68,10 @@ _SIGNALS: Final[dict[type[Event], NamedSignal]] = {
 }
 
 
+_AUDIENCE: Final = {kind: signal.receivers for kind, signal in _SIGNALS.items()}
+"""Who may listen to an event, whoever sends it. blinker keeps these dicts, and fills and empties them."""
+
+
 def _prepare(_signal: object, **_extra: object) -> None:
     """Prepare to follow changes, as soon as anybody may want to know of them."""
     listen_to_writes()
@@ -99,10 +103,7 @@ class Publisher:
         observers: Who is told beside the signals, before them, and of more: tests. There can be others later.
     """
 
-    audience: Final = {kind: signal.receivers for kind, signal in _SIGNALS.items()}
-    """Who may listen to an event, whichever the sender; blinker keeps these dicts as they are."""
-
-    __slots__ = ("_journal", "_sender", "_synchronise", "observers")
+    __slots__ = ("_journal", "_sender", "_synchronise", "audience", "observers")
 
     def __init__(
         self,
@@ -115,6 +116,7 @@ class Publisher:
         self._journal = journal
         self._sender = sender
         self._synchronise = synchronise
+        self.audience: Mapping[type[Event], Collection[Any]] = _AUDIENCE
         self.observers = observers
 
     def wants(self, kind: type[Event], /) -> bool:

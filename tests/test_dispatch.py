@@ -1031,6 +1031,20 @@ def test_dispatch_called_by_hand_is_settled(managed: Flask, uow: UnitOfWork, eng
     assert stored == ["Emma", "before"]
 
 
+def test_dispatch_called_by_hand_without_a_session(managed: Flask, uow: UnitOfWork) -> None:
+    """Nor does calling dispatch by hand open a session that nobody asks for."""
+
+    @managed.get("/")
+    def view() -> str:
+        return "by hand"
+
+    with managed.test_request_context("/"), signals.session_removed.connected_to(lambda *_, **__: pytest.fail()):
+        answer = call_dispatch(managed, "dispatch_request")
+        assert not uow.current_transaction
+
+    assert answer == "by hand"
+
+
 def test_dispatch_again_is_settled(managed: Flask, uow: UnitOfWork, engine: Engine) -> None:
     """An error handler that dispatches the request again has the work of its second view kept, before it goes on."""
     stored: list[list[str]] = []

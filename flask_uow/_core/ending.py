@@ -579,10 +579,7 @@ class Ending(Guard):
             )
 
     def _leave_stack(self, transaction: Transaction, outcome: Outcome) -> None:
-        if transaction is self._stack[-1]:
-            self._stack.pop()
-        else:
-            del self._stack[self._stack.index(transaction) :]
+        del self._stack[self._stack.index(transaction) :]
         if not self._stack:
             if self.restricted:
                 self.restricted = False
