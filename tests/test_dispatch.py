@@ -1038,11 +1038,16 @@ def test_dispatch_called_by_hand_without_a_session(managed: Flask, uow: UnitOfWo
     def view() -> str:
         return "by hand"
 
-    with managed.test_request_context("/"), signals.session_removed.connected_to(lambda *_, **__: pytest.fail()):
+    told: list[object] = []
+
+    def removed(_app: Flask, **extra: object) -> None:
+        told.append(extra)
+
+    with managed.test_request_context("/"), signals.session_removed.connected_to(removed):
         answer = call_dispatch(managed, "dispatch_request")
         assert not uow.current_transaction
 
-    assert answer == "by hand"
+    assert (answer, told) == ("by hand", [])
 
 
 def test_dispatch_again_is_settled(managed: Flask, uow: UnitOfWork, engine: Engine) -> None:

@@ -34,6 +34,7 @@ WITHOUT_PYTHON = {
     "CONTRIBUTING.md",
     "docs/explanation/architecture.md",
     "docs/explanation/life-of-a-request.md",
+    "docs/explanation/performance.md",
     "docs/explanation/propagation.md",
     "docs/index.md",
     "docs/reference/audit.md",

@@ -41,11 +41,12 @@ def on_error(error: BaseException, options: Options, judge: Judge) -> Decision:
     The class nearest to the error's own in its method resolution order decides, then *judge*, and then the rule
     that every exception rolls back.
     """
-    for cls in type(error).__mro__:
-        if cls in options.rollback_for:
-            return ROLLBACK
-        if cls in options.no_rollback_for:
-            return COMMIT
+    if options.rollback_for or options.no_rollback_for:
+        for cls in type(error).__mro__:
+            if cls in options.rollback_for:
+                return ROLLBACK
+            if cls in options.no_rollback_for:
+                return COMMIT
 
     return judge(error) or ROLLBACK
 
