@@ -27,6 +27,7 @@ from typing import Final
 from sqlalchemy.exc import OperationalError
 
 from tests.benchmarks import instructions, served, wsgi
+from tests.benchmarks.command import at_least, end_in_order
 from tests.benchmarks.databases import temporary_databases
 from tests.benchmarks.models import ROUTES
 from tests.benchmarks.plan import Plan
@@ -48,13 +49,6 @@ class LeftOutError(Exception):
     """A measurement is not possible here."""
 
 
-def positive(text: str) -> int:
-    """Return a number that is above zero."""
-    if (number := int(text)) < 1:
-        raise ValueError(text)
-    return number
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(
@@ -64,14 +58,28 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog="contenders:\n" + "\n".join(f"  {key:20}{c.label}" for key, c in CONTENDERS.items()),
     )
     parser.add_argument("--only", choices=REPORTS, help="the one measurement to do; otherwise those that are possible")
-    parser.add_argument("--rounds", type=positive, help="how many (wsgi 60, served 10)")
-    parser.add_argument("--requests", type=positive, help="in a turn (wsgi 20, served 200)")
+    parser.add_argument("--rounds", type=at_least(1), help="how many (wsgi 60, served 10)")
+    parser.add_argument("--requests", type=at_least(1), help="in a turn (wsgi 20, served 200)")
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="of wsgi; cpu for a machine that others use, too"
     )
-    parser.add_argument("--seeds", type=positive, help="how many hash seeds instructions are counted with (3)")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="KEY")
-    parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES), metavar="NAME")
+    parser.add_argument("--seeds", type=at_least(1), help="how many hash seeds instructions are counted with (3)")
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=CONTENDERS,
+        default=list(CONTENDERS),
+        metavar="KEY",
+        help="who takes part beside those that others are compared with (all)",
+    )
+    parser.add_argument(
+        "--routes",
+        nargs="+",
+        choices=ROUTES,
+        default=list(ROUTES),
+        metavar="NAME",
+        help=f"of {', '.join(ROUTES)} (all)",
+    )
     parser.add_argument("--url", help="a server on which databases can be made, for wsgi and served")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the ratios of wsgi, as PNG and SVG")
     parser.add_argument("--short", action="store_true", help="show that it works; the numbers say nothing")
@@ -115,7 +123,7 @@ def report_wsgi(options: argparse.Namespace, contenders: list[Contender], labels
         times = wsgi.measure(contenders, urls, plan)
     ratios = spreads_of_ratios(times, base_of)
     size = f"{plan.rounds} rounds of {plan.requests} requests, {plan.clock} clock"
-    title = f"Time of a request in proportion to by hand ({size})"
+    title = f"Time of a request in proportion to by hand, without a database to Flask alone ({size})"
     print(f"\n## {title}\n\n{table_by_route(ratios, labels, '{:.3f}'.format)}")
     print(f"\n## Microseconds\n\n{table_by_route(spreads(times), labels, lambda seconds: f'{seconds * 1e6:.0f}')}")
     if options.plot:
@@ -199,4 +207,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    end_in_order()
     main()

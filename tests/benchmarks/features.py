@@ -22,6 +22,7 @@ from typing import Any, Final
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_uow import Propagation, UnitOfWork, signals
+from tests.benchmarks.command import at_least, end_in_order
 from tests.benchmarks.databases import temporary_databases
 from tests.benchmarks.models import Entry, make_engine
 from tests.benchmarks.results import spread, table
@@ -145,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.features", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=150, help="how many (150)")
+    parser.add_argument("--rounds", type=at_least(1), default=150, help="how many (150)")
     parser.add_argument("--url", help="a server on which databases can be made; otherwise a SQLite file")
     asked = parser.parse_args(arguments)
 
@@ -159,4 +160,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    end_in_order()
     main()

@@ -11,11 +11,11 @@ column, where nobody listens, shows how much of the rest is noise.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import statistics
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Final
@@ -25,6 +25,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from flask_uow import UnitOfWork, signals
 from flask_uow.audit import AuditTrail
+from tests.benchmarks.command import end_in_order
 
 ROUNDS: Final = {1: 400, 10: 150, 1000: 15}
 """How often each is done, by the number of rows."""
@@ -138,8 +139,16 @@ def measure(sessions: sessionmaker[Session]) -> None:
             print(f"{head:18}{base:9.0f}" + "".join(f"{ratio:16.3f}" for ratio in ratios))
 
 
-def main(url: str | None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure on a database, which is left as it was, or on a new SQLite file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.flushes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("url", nargs="?", help="a database; otherwise a new SQLite file")
+    url: str | None = parser.parse_args(arguments).url
+
     with tempfile.TemporaryDirectory() as folder:
         engine: Engine = create_engine(url or f"sqlite:///{Path(folder) / 'benchmark.db'}")
         Base.metadata.create_all(engine)
@@ -151,4 +160,5 @@ def main(url: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else None)
+    end_in_order()
+    main()

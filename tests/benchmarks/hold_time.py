@@ -36,6 +36,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from sqlalchemy.pool import NullPool
 
 from flask_uow import UnitOfWork
+from tests.benchmarks.command import end_in_order
 from tests.benchmarks.kinds import Kind, send
 
 CLIENTS: Final = 50
@@ -210,7 +211,9 @@ def new_database(server: URL) -> Iterator[URL]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure on a new database."""
     default = os.environ.get("FLASK_UOW_TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.hold_time", description=__doc__.partition("\n")[0] if __doc__ else None
+    )
     parser.add_argument("--requests", type=int, default=1000, help=f"in each round, at most {MOST_REQUESTS}")
     parser.add_argument("--rounds", type=int, default=3, help=f"at most {MOST_ROUNDS}")
     parser.add_argument("--url", default=default, help="a server")
@@ -229,4 +232,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    end_in_order()
     main()

@@ -41,6 +41,7 @@ from flask import Flask
 from sqlalchemy import Engine, create_engine, delete, make_url
 
 import flask_uow
+from tests.benchmarks.command import at_least, end_in_order
 from tests.benchmarks.kinds import KINDS, Base, Kind, Note, by_hand, of_ours, prepare, quiet, send, total
 from tests.garbage import Garbage, garbage_of
 
@@ -325,9 +326,11 @@ def measure_cycles(apps: Apps) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument("--threads", type=int, default=4)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.soak", description=__doc__.partition("\n")[0] if __doc__ else None
+    )
+    parser.add_argument("--requests", type=at_least(200), default=100_000, help="how many, from 200 (100,000)")
+    parser.add_argument("--threads", type=at_least(1), default=4, help="that send half of them (4)")
     parser.add_argument("--url", help="a database, instead of a new SQLite file")
     given = parser.parse_args(arguments)
 
@@ -352,4 +355,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_in_order()
     sys.exit(main())

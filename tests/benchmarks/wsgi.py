@@ -80,7 +80,10 @@ def processes(contenders: Sequence[Contender], urls: Mapping[str, URL], plan: Pl
         for contender, make in zip(contenders, makers, strict=True):
             routes = [route for route in plan.routes if route in contender.routes]
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, make, urls[contender.key], routes, plan))
+            # It ends with us, whatever becomes of us.
+            process = context.Process(
+                target=_serve, args=(theirs, make, urls[contender.key], routes, plan), daemon=True
+            )
             process.start()
             theirs.close()
             for end in (process.close, process.join, process.terminate, ours.close):
