@@ -71,7 +71,6 @@ class Feature:
 
     def run(self, blocks: int) -> float:
         """Return how many seconds a block takes."""
-        gc.collect()
         with self._listening():
             began = perf_counter()
             for _ in range(blocks):
@@ -124,6 +123,7 @@ def measure(sessions: sessionmaker[Session], rounds: int) -> None:
         each.run(BLOCKS)
     for _ in range(rounds):
         order = [*order[1:], order[0]]
+        gc.collect()
         for name in order:
             seconds[name].append(compared[name].run(BLOCKS))
 
