@@ -129,7 +129,7 @@ class Transaction:
         self._blocks: tuple[Joined, ...] = ()
         """The blocks that have joined it and are running, the innermost last."""
 
-        self._deadline = None if options.timeout is None else Deadline.after(options.timeout, label)
+        self._deadline = deadline_of(options, label)
         self._doom: Doom | None = None
         self._curable: Doom | None = None
         """One that goes with a savepoint that the user has made of a connection, when that is rolled back."""

@@ -22,14 +22,15 @@ def temporary_databases(server: str | None, names: Iterable[str]) -> Iterator[di
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="uow_benchmark_")))
             urls = {name: URL.create("sqlite", database=str(folder / f"{name}.db")) for name in names}
         else:
-            urls = {name: stack.enter_context(_database_on(make_url(server))) for name in names}
+            urls = {name: stack.enter_context(new_database(make_url(server))) for name in names}
         for url in urls.values():
             fill(url)
         yield urls
 
 
 @contextmanager
-def _database_on(server: URL) -> Iterator[URL]:
+def new_database(server: URL) -> Iterator[URL]:
+    """Yield the address of a new, empty database on *server*."""
     name = f"uow_{uuid4().hex[:12]}"
     admin = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with admin.connect() as connection:

@@ -21,22 +21,20 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter, sleep
 from typing import Any, Final
-from uuid import uuid4
 
 from flask import Flask, Response
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import URL, Engine, String, create_engine, event, make_url, text
+from sqlalchemy import URL, Engine, String, create_engine, event, make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
-from sqlalchemy.pool import NullPool
 
 from flask_uow import UnitOfWork
 from tests.benchmarks.command import end_in_order
+from tests.benchmarks.databases import new_database
 from tests.benchmarks.kinds import Kind, send
 
 CLIENTS: Final = 50
@@ -192,20 +190,6 @@ def measure(contenders: Sequence[Contender], count: int, rounds: int) -> None:
         held = statistics.median(contender.held) * 1000
         print(f"{contender.name:18}{statistics.median(contender.rates):12.0f}{ratio:8.2f}{held:10.1f}")
         assert contender.engine.pool.checkedout() == 0, f"{contender.name} holds a connection"  # type: ignore[attr-defined] # it is a QueuePool
-
-
-@contextmanager
-def new_database(server: URL) -> Iterator[URL]:
-    """Make a database, and drop it in the end."""
-    name = f"uow_{uuid4().hex[:12]}"
-    admin = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    try:
-        yield server.set(database=name)
-    finally:
-        with admin.connect() as connection:
-            connection.execute(text(f"DROP DATABASE {name}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

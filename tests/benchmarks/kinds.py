@@ -219,9 +219,7 @@ def of_ours(engine: Engine, *, watched: bool) -> Flask:  # noqa: C901, PLR0915 -
     def stream_all(number: int) -> Iterator[str]:
         yield from stream(uow.session, number)
 
-    @app.post("/again/<int:number>")
-    @uow.transactional(attempts=3, retry_on=BusyError, backoff=Backoff(base=0))
-    def again(number: int) -> str:
+    def be_busy_at_first(number: int) -> str:
         transaction = uow.current_transaction
         assert transaction is not None
         write(uow.session, number)
@@ -229,13 +227,9 @@ def of_ours(engine: Engine, *, watched: bool) -> Flask:  # noqa: C901, PLR0915 -
             raise BusyError
         return ""
 
-    @uow.transactional(attempts=3, retry_on=BusyError, backoff=Backoff(base=0))
-    def work(number: int) -> None:
-        transaction = uow.current_transaction
-        assert transaction is not None
-        write(uow.session, number)
-        if transaction.attempt == 1:
-            raise BusyError
+    retried = uow.transactional(attempts=3, retry_on=BusyError, backoff=Backoff(base=0))
+    app.add_url_rule("/again/<int:number>", "again", retried(be_busy_at_first), methods=["POST"])
+    work = retried(be_busy_at_first)
 
     @app.post("/function-again/<int:number>")
     @uow.exempt
