@@ -9,6 +9,7 @@ request context: the key is the pair of both. On the line after it there is one 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
 from enum import Enum
@@ -27,9 +28,8 @@ from flask_uow.errors import NoScopeError
 __all__ = [
     "AFTER_VIEW",
     "BEFORE_VIEW",
-    "IN_USE",
     "JOURNAL",
-    "PHASE",
+    "MERGED",
     "REQUEST_CONTEXT",
     "VIEW",
     "VIEW_ENTERED",
@@ -91,15 +91,15 @@ class Carrier(Protocol):
     """
 
     _flask_uow_phase: Phase | None
-    _flask_uow_in_use: bool
-    """Whether anybody has asked for its slot. A request that nobody has a slot for pays for looking at this alone."""
+    _flask_uow_in_use: Slot | None
+    """A slot of it, if anybody has asked for one. A request without one pays for looking at this alone."""
 
 
 class StandIn:
     """Carries what no context is there for."""
 
     _flask_uow_phase: Phase | None = None
-    _flask_uow_in_use: bool = False
+    _flask_uow_in_use: Slot | None = None
 
 
 class Slot:
@@ -107,12 +107,12 @@ class Slot:
 
     __slots__ = ("__weakref__", "attempts", "carrier", "ending", "owner", "plans", "request", "scopes")
 
-    def __init__(self, carrier: Carrier) -> None:
+    def __init__(self, carrier: Carrier, owner: Any, request: Request | None) -> None:
         self.carrier = carrier
-        self.owner: Any = _variable.get(None)
+        self.owner = owner
         """What represents the request that it is of, or None outside requests on Flask 3.1."""
 
-        self.request: Request | None = None if self.owner is None else getattr(self.owner, _request_name)
+        self.request = request
         """That of the context, which on Flask 3.1 is gone when the teardown functions of an app context run."""
 
         self.ending = False
@@ -185,7 +185,7 @@ def _find_slot(context: Any) -> Slot:
     pairs = _pairs(context)
     slot: Slot | None = getattr(context, _SLOT, None) if pairs is None else pairs.get(context)
     if slot is None:
-        slot = Slot(_carrier_for(context))
+        slot = _new_slot(context)
         if pairs is None:
             setattr(context, _SLOT, slot)
         else:
@@ -211,29 +211,28 @@ if MERGED:  # pragma: no cover - Flask 3.2; the same tests run on both lines, on
     _variable: ContextVar[Any] = _cv_app
     _cv_beside: ContextVar[Any] = ContextVar("flask_uow.beside", default=None)
     _tokens = "_cv_token"
-    _request_name = "_request"
 
     def _pairs(context: Any) -> dict[Any, Slot] | None:  # noqa: ARG001 - the signature of the other line
         """Return where the slot of the current context is kept, if that is not in the context itself."""
         return None
 
-    def _forget_slot(context: Any, *, is_inside: bool) -> None:  # noqa: ARG001 - as above
+    def _forget_slot(context: Any, slot: Slot, *, is_inside: bool) -> None:  # noqa: ARG001 - as above
         delattr(context, _SLOT)
-        context._flask_uow_in_use = False
+        context._flask_uow_in_use = None
 
-    def _carrier_for(context: Any) -> Carrier:
-        """Return what carries the phase of a new slot."""
-        context._flask_uow_in_use = True
+    def _new_slot(context: Any) -> Slot:
+        """Return a new slot, which the context is to keep, and which is to follow its phase."""
         if not hasattr(context, PHASE):
             context._flask_uow_phase = None
-        carrier: Carrier = context
-        return carrier
+        slot: Slot = Slot(context, context, context._request)
+        context._flask_uow_in_use = slot
+        return slot
 
     def enter_request() -> Carrier:
         """Note that the current request is being dispatched from here on, and return what carries its phase."""
         context: Any = _cv_app.get()
         context._flask_uow_phase = BEFORE_VIEW
-        context._flask_uow_in_use = hasattr(context, _SLOT)
+        context._flask_uow_in_use = getattr(context, _SLOT, None)
         carrier: Carrier = context
         return carrier
 
@@ -243,7 +242,6 @@ else:
     _variable = _cv_request
     _cv_beside = _cv_request
     _tokens = "_cv_tokens"
-    _request_name = "request"
 
     def _pairs(context: Any) -> dict[Any, Slot] | None:
         """Return where the slot of the current context is kept, if that is not in the app context itself.
@@ -267,34 +265,41 @@ else:
         pairs: dict[Any, Slot] = getattr(request, _PAIRS)
         return pairs
 
-    def _forget_slot(context: Any, *, is_inside: bool) -> None:
+    def _forget_slot(context: Any, slot: Slot, *, is_inside: bool) -> None:
         """Forget the slot of an app context, or that of the request that is inside it."""
         pairs = _pairs(context) if is_inside else None
         if pairs is None:
             delattr(context, _SLOT)
         else:
             del pairs[context]
+        if slot.owner is not None and slot.owner._flask_uow_in_use is slot:
+            slot.owner._flask_uow_in_use = None
 
-    def _carrier_for(context: Any) -> Carrier:
-        """Return what carries the phase of a new slot: the request, if it is dispatched in *context*."""
+    def _new_slot(context: Any) -> Slot:
+        """Return a new slot, which *context* is to keep. It follows the request that is dispatched in that."""
         request: Any = _cv_request.get(None)
         if request is None:
-            return StandIn()
-        request._flask_uow_in_use = True
-        carrier: Carrier = request if getattr(request, _DISPATCHED_IN, None) is context else StandIn()
-        return carrier
+            return Slot(StandIn(), None, None)
+        if getattr(request, _DISPATCHED_IN, None) is context:
+            slot = request._flask_uow_in_use = Slot(request, request, request.request)
+            return slot
+        slot = Slot(StandIn(), request, request.request)
+        if getattr(request, IN_USE, None) is None:
+            request._flask_uow_in_use = slot
+        return slot
 
     def enter_request() -> Carrier:
         """Note that the current request is being dispatched from here on, and return what carries its phase."""
         request: Any = _cv_request.get()
-        carrier: Carrier = request
-        carrier._flask_uow_phase = BEFORE_VIEW
+        request._flask_uow_phase = BEFORE_VIEW
         request._flask_uow_dispatched_in = _cv_app.get()
-        if getattr(request, IN_USE, False):
-            # A slot from before follows its phase.
-            current_slot().carrier = carrier
+        if getattr(request, IN_USE, None) is None:
+            request._flask_uow_in_use = None
         else:
-            carrier._flask_uow_in_use = False
+            # A slot from before follows its phase.
+            slot = request._flask_uow_in_use = current_slot()
+            slot.carrier = request
+        carrier: Carrier = request
         return carrier
 
 
@@ -336,19 +341,18 @@ class RequestState:
 
 _FLASHES: Final = "_flashes" if MERGED else "flashes"
 
+_MISSING: Final = object()
+"""Stands for an argument that was not given."""
+
 Closer = Callable[[Slot | None, BaseException | None], None]
 """Ends what a slot holds; None is a context that nobody used. The context is still current."""
-
-
-def _error_in(args: tuple[Any, ...]) -> BaseException | None:
-    """Return the error among the arguments of a method that runs teardown functions: the last of them."""
-    return args[-1] if args and isinstance(args[-1], BaseException) else None
 
 
 class _Closers:
     """Who is called when a context of one application ends, and the wrappers around its teardown functions.
 
-    The wrappers pass on what they are given, the error last. Most requests have nothing to end.
+    Most requests have nothing to end, and pay for each argument that the wrappers take: they have the signatures of
+    Flask's own methods.
     """
 
     def __init__(self) -> None:
@@ -360,8 +364,7 @@ class _Closers:
         self._closers.insert(len(self._closers) if always else 0, closer)
         self._always = self._always or always
 
-    def _leave(self, slot: Slot | None, args: tuple[Any, ...]) -> None:
-        error = _error_in(args)
+    def _leave(self, slot: Slot | None, error: BaseException | None) -> None:
         for close in self._closers:
             try:
                 close(slot, error)
@@ -369,48 +372,62 @@ class _Closers:
                 logger.exception("Closing a session at teardown failed", extra=JOURNAL.about(None))
 
     def around_appcontext(self, original: Callable[..., Any]) -> Callable[..., None]:
-        def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
-            if kwargs:
-                args = (*args, *kwargs.values())
+        def do_teardown_appcontext(exc: Any = _MISSING) -> None:
+            if exc is _MISSING:
+                exc = sys.exception()
             context = _cv_app.get()
             # Inside a request it may be kept there.
             is_inside = _BESIDE.get(None) is not None
             slot: Slot | None = slot_in(context) if is_inside else getattr(context, _SLOT, None)
             if slot is not None and not slot.ending:
-                _prepare(slot, _error_in(args))
+                _prepare(slot, exc)
             try:
-                original(*args)
+                original(exc)
             finally:
                 slot = slot_in(context) if is_inside else getattr(context, _SLOT, None)
                 if slot is not None or self._always:
-                    self._leave(slot, args)
+                    self._leave(slot, exc)
                     if slot is not None:
-                        _forget_slot(context, is_inside=is_inside)
+                        _forget_slot(context, slot, is_inside=is_inside)
 
-        return do_teardown_appcontext
+        def do_teardown_merged(context: Any, exc: Any = _MISSING) -> None:  # pragma: no cover - Flask 3.2, as above
+            if exc is _MISSING:
+                exc = sys.exception()
+            slot = slot_in(context)
+            if slot is not None and not slot.ending:
+                _prepare(slot, exc)
+            try:
+                original(context, exc)
+            finally:
+                slot = slot_in(context)
+                if slot is not None or self._always:
+                    self._leave(slot, exc)
+                    if slot is not None:
+                        _forget_slot(context, slot, is_inside=False)
+
+        return do_teardown_merged if MERGED else do_teardown_appcontext
 
     def around_request(self, original: Callable[..., Any]) -> Callable[..., None]:
-        def do_teardown_request(*args: Any, **kwargs: Any) -> None:
-            if kwargs:
-                args = (*args, *kwargs.values())
+        def do_teardown_request(exc: Any = _MISSING) -> None:
             request = REQUEST_CONTEXT.get()
-            if getattr(request, IN_USE, False):
-                context = _cv_app.get()
-                slot: Slot | None = getattr(context, _SLOT, None)
-                if slot is None or slot.owner is not request:
-                    slot = slot_in(context)
+            if exc is _MISSING:
+                exc = sys.exception()
+            slot: Slot | None = getattr(request, IN_USE, None)
+            if slot is not None:
+                if slot.carrier is not request:
+                    slot = slot_in(_cv_app.get())
                 if slot is not None:
-                    _prepare(slot, _error_in(args))
+                    _prepare(slot, exc)
             try:
-                original(*args)
+                original(exc)
             finally:
                 # It can share its app context, so that no app context ends with it.
-                if getattr(request, IN_USE, False) and hasattr(request, _PAIRS):
+                if getattr(request, IN_USE, None) is not None and hasattr(request, _PAIRS):
                     context = _cv_app.get()
                     slot = slot_in(context)
                     if slot is not None and context in getattr(request, _PAIRS):
-                        self._leave(slot, args)
-                        _forget_slot(context, is_inside=True)
+                        self._leave(slot, exc)
+                        _forget_slot(context, slot, is_inside=True)
 
         return do_teardown_request
 

@@ -26,7 +26,7 @@ from flask_uow.context import (
     AFTER_VIEW,
     BEFORE_VIEW,
     JOURNAL,
-    PHASE,
+    MERGED,
     REQUEST_CONTEXT,
     VIEW,
     VIEW_ENTERED,
@@ -173,9 +173,10 @@ class Managed:
         if carrier._flask_uow_phase is not VIEW or self.find_plan(current_request()).policy is not policy:
             return False
         carrier._flask_uow_phase = VIEW_ENTERED
-        if carrier._flask_uow_in_use and (attempts := current_slot().attempts) is not None:
+        slot = carrier._flask_uow_in_use
+        if slot is not None and slot.attempts is not None:
             # A decorator outside may run the view again by itself.
-            attempts.reopen()
+            slot.attempts.reopen()
         return True
 
     def view_failed(self, error: BaseException) -> None:
@@ -183,7 +184,7 @@ class Managed:
         carrier = current_carrier()
         # It may call the view again, as a retry does.
         carrier._flask_uow_phase = VIEW
-        slot = current_slot() if carrier._flask_uow_in_use else None
+        slot = carrier._flask_uow_in_use
         scope = None if slot is None else slot.scopes.get(self)
         if slot is not None and scope is not None:
             scope.settle(scope.planned, self.on_error(slot, error), error, self.request_plan(slot).view)
@@ -257,10 +258,10 @@ class Dispatch:
         if managed.settings.uncommitted == "raise":
             self._raising.append(managed)
 
-    # The wrappers. They pass on whatever arguments Flask gives, by position: 3.2 puts the context first. What each
-    # request comes by takes no others, for that costs as much again as to be called.
+    # The wrappers. What each request comes by has the signature of Flask's own, for to pass on whatever is given costs
+    # as much again as to be called: 3.2 puts the context first.
 
-    def full_dispatch_request(self, *args: Any) -> Response:
+    def full_dispatch_request(self, context: Any = None) -> Response:
         """Handle a request, and settle at its end what is left."""
         app = self._app
         if (
@@ -269,26 +270,28 @@ class Dispatch:
         ):
             self._wrap()
 
-        slot: Slot | None = None
         carrier = enter_request()
-        if carrier._flask_uow_in_use:
+        if carrier._flask_uow_in_use is not None:
             self._replan(carrier)
         try:
-            for managed in self._with_registries:
-                managed.adopt_open()
-            response: Response = self._full_dispatch(*args)
-            if carrier._flask_uow_in_use:
-                slot = current_slot()
+            if self._with_registries:
+                for managed in self._with_registries:
+                    managed.adopt_open()
+            response: Response = self._full_dispatch(context) if MERGED else self._full_dispatch()
+            slot = carrier._flask_uow_in_use
+            if slot is not None:
                 self._settle_all(slot, carrier, response)
         except BaseException as error:
-            if carrier._flask_uow_in_use:
-                _expect_rollback(current_slot())
+            slot = carrier._flask_uow_in_use
+            if slot is not None:
+                _expect_rollback(slot)
                 self._roll_back(carrier, error)
             raise
         finally:
             carrier._flask_uow_phase = None
-            if carrier._flask_uow_in_use:
-                for scope in (slot or current_slot()).scopes.values():
+            slot = carrier._flask_uow_in_use
+            if slot is not None:
+                for scope in slot.scopes.values():
                     scope.replan(None)
         return response
 
@@ -321,19 +324,24 @@ class Dispatch:
                 setattr(app, "handle_user_exception", self._handle_user_exception)  # noqa: B010 - as above
 
     def _around_dispatch(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def dispatch_request(*args: Any) -> Any:
+        def dispatch_request(context: Any = None) -> Any:
             carrier: Any = REQUEST_CONTEXT.get(None)
-            if getattr(carrier, PHASE, None) is not BEFORE_VIEW:
-                return self._dispatch_again(lambda: original(*args))
+            try:
+                is_before = carrier._flask_uow_phase is BEFORE_VIEW
+            except AttributeError:
+                is_before = False
+            if not is_before:
+                return self._dispatch_again(lambda: original(context) if MERGED else original())
             if (self._repeats or REPEATING) and (plan := self._plan_to_repeat()) is not None:
-                return self._repeat(plan, carrier, lambda: original(*args))
+                return self._repeat(plan, carrier, lambda: original(context) if MERGED else original())
 
             # As in _run_view(): the way of most requests, and each call costs them more than all the rest of this.
             carrier._flask_uow_phase = VIEW
             try:
-                value = original(*args)
-                if carrier._flask_uow_in_use:
-                    value = self._settle_view(carrier, value)
+                value = original(context) if MERGED else original()
+                slot = carrier._flask_uow_in_use
+                if slot is not None:
+                    value = self._settle_view(slot, carrier, value)
             except BaseException as error:
                 self._settle_error(carrier, error)
                 raise
@@ -367,8 +375,9 @@ class Dispatch:
         carrier._flask_uow_phase = VIEW
         try:
             value = view()
-            if carrier._flask_uow_in_use:
-                value = self._settle_view(carrier, value)
+            slot = carrier._flask_uow_in_use
+            if slot is not None:
+                value = self._settle_view(slot, carrier, value)
         except BaseException as error:
             self._settle_error(carrier, error)
             raise
@@ -455,8 +464,8 @@ class Dispatch:
 
     def _replan(self, carrier: Carrier) -> None:
         """Let the scopes know how far the request has come."""
-        if carrier._flask_uow_in_use:
-            slot = current_slot()
+        slot = carrier._flask_uow_in_use
+        if slot is not None:
             for managed, scope in self._scopes_in(slot):
                 scope.replan(managed.plan_in(slot))
 
@@ -465,8 +474,7 @@ class Dispatch:
         scopes = slot.scopes
         return [(managed, scopes[managed]) for managed in self.managed.values() if managed in scopes]
 
-    def _settle_view(self, carrier: Carrier, value: Any) -> Any:
-        slot = current_slot()
+    def _settle_view(self, slot: Slot, carrier: Carrier, value: Any) -> Any:
         for scope in slot.scopes.values():
             if scope.planned is not None:
                 break
@@ -485,14 +493,15 @@ class Dispatch:
         return response
 
     def _roll_back(self, carrier: Carrier, error: BaseException) -> None:
-        if carrier._flask_uow_in_use:
-            self._settle(current_slot(), _roll_back, error)
+        slot = carrier._flask_uow_in_use
+        if slot is not None:
+            self._settle(slot, _roll_back, error)
 
     def _settle_error(self, carrier: Carrier, error: BaseException) -> None:
         carrier._flask_uow_phase = AFTER_VIEW
-        if not carrier._flask_uow_in_use:
+        slot = carrier._flask_uow_in_use
+        if slot is None:
             return
-        slot = current_slot()
         self._settle(slot, lambda managed, slot: managed.on_error(slot, error), error)
         # What its handler does in a session that is clean is another matter.
         left = [scope for scope in slot.scopes.values() if scope.leftovers() is not None]
@@ -545,8 +554,9 @@ class Dispatch:
             return managed.on_response(slot, response) if covered else ROLLBACK
 
         carrier._flask_uow_phase = AFTER_VIEW
-        if carrier._flask_uow_in_use:
-            self._settle(current_slot(), decide, None)
+        slot = carrier._flask_uow_in_use
+        if slot is not None:
+            self._settle(slot, decide, None)
 
     def _settle(self, slot: Slot, decide: Decide, error: BaseException | None) -> None:
         """End the planned transactions of all, in the order in which they were initialised.
