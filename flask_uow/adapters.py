@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from operator import methodcaller
 from typing import Any, Final, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -274,8 +275,7 @@ def _is_asynchronous(sessions: object) -> bool:
     return "sqlalchemy.ext.asyncio" in modules or inspect.iscoroutinefunction(sessions)
 
 
-def _close(session: Session) -> None:
-    session.close()
+_close: Final[Callable[[Session], None]] = methodcaller("close")
 
 
 class _RemoveFrom:

@@ -30,7 +30,6 @@ __all__ = [
     "BEFORE_VIEW",
     "JOURNAL",
     "MERGED",
-    "REQUEST_CONTEXT",
     "VIEW",
     "VIEW_ENTERED",
     "Carrier",
@@ -46,12 +45,17 @@ __all__ = [
     "current_slot",
     "enter_request",
     "on_leaving",
+    "request_context",
 ]
 
 logger = logging.getLogger("flask_uow.requests")
 
 MERGED: Final = "request_ctx" not in vars(flask.globals)
 """Whether the request context has become a part of the app context (Flask 3.2)."""
+
+# Each request asks for its contexts some ten times, and Python looks for the method `get` each time, unless it is kept.
+app_context: Final = _cv_app.get
+"""Returns the current app context."""
 
 _SLOT: Final = "_flask_uow_slot"
 _PAIRS: Final = "_flask_uow_pairs"
@@ -130,13 +134,13 @@ class Slot:
 
 def current_app() -> Flask | None:
     """Return the application of the current context, without a proxy."""
-    context = _cv_app.get(None)
+    context = app_context(None)
     return None if context is None else context.app
 
 
 def current_request() -> Request:
     """Return the request of the current context, without a proxy."""
-    request: Request = REQUEST_CONTEXT.get().request
+    request: Request = request_context().request
     return request
 
 
@@ -144,7 +148,7 @@ def current_endpoint() -> str | None:
     """Return the endpoint of the current request, also of one that is being torn down, or None outside requests."""
     if has_request_context():
         return current_request().endpoint
-    context = _cv_app.get(None)
+    context = app_context(None)
     slot = None if context is None else slot_in(context)
     return None if slot is None or slot.request is None else slot.request.endpoint
 
@@ -159,11 +163,11 @@ def current_slot() -> Slot:
     Raises:
         NoScopeError: There is none, or it has been popped, as in a thread that works in a copy of it.
     """
-    context = _cv_app.get(None)
+    context = app_context(None)
     if context is not None:
         # Mostly it is there, and in the place where it is looked for first.
         slot: Slot | None = getattr(context, _SLOT, None)
-        if slot is not None and slot.owner is _variable.get(None) and getattr(context, _tokens):
+        if slot is not None and slot.owner is request_context(None) and getattr(context, _tokens):
             return slot
     return _find_slot(context)
 
@@ -202,14 +206,20 @@ def slot_in(context: Any) -> Slot | None:
 
 def current_carrier() -> Carrier:
     """Return what carries the phase of the current request, or a stand-in where none is being dispatched."""
-    context = REQUEST_CONTEXT.get(None)
+    context = request_context(None)
     carrier: Carrier = context if hasattr(context, PHASE) else StandIn()
     return carrier
 
 
+request_context: Callable[..., Any]
+"""Returns what represents the current request."""
+
+_beside: Callable[..., Any]
+"""Returns the request that has a context beside that of its app: on Flask 3.1, and nothing after it."""
+
 if MERGED:  # pragma: no cover - Flask 3.2; the same tests run on both lines, one line at a time
-    _variable: ContextVar[Any] = _cv_app
-    _cv_beside: ContextVar[Any] = ContextVar("flask_uow.beside", default=None)
+    request_context = _cv_app.get
+    _beside = ContextVar[Any]("flask_uow.beside").get
     _tokens = "_cv_token"
 
     def _pairs(context: Any) -> dict[Any, Slot] | None:  # noqa: ARG001 - the signature of the other line
@@ -230,7 +240,7 @@ if MERGED:  # pragma: no cover - Flask 3.2; the same tests run on both lines, on
 
     def enter_request() -> Carrier:
         """Note that the current request is being dispatched from here on, and return what carries its phase."""
-        context: Any = _cv_app.get()
+        context: Any = app_context()
         context._flask_uow_phase = BEFORE_VIEW
         context._flask_uow_in_use = getattr(context, _SLOT, None)
         carrier: Carrier = context
@@ -239,8 +249,7 @@ if MERGED:  # pragma: no cover - Flask 3.2; the same tests run on both lines, on
 else:
     from flask.globals import _cv_request
 
-    _variable = _cv_request
-    _cv_beside = _cv_request
+    request_context = _beside = _cv_request.get
     _tokens = "_cv_tokens"
 
     def _pairs(context: Any) -> dict[Any, Slot] | None:
@@ -250,15 +259,15 @@ else:
         has no other user, and outlives the request context by its own teardown functions, which are to see the same
         session. For any other pair it is in the request context.
         """
-        request = _cv_request.get(None)
-        if request is None or getattr(request, _OWN, None) is context or not request._cv_tokens:
+        request: Any = request_context(None)
+        if request is None or not request._cv_tokens:
             return None
-
-        for _, pushed in request._cv_tokens:
-            if pushed is context:
-                # Remembered, for stream_with_context() and the test client push the two again one by one.
-                setattr(request, _OWN, context)
-                return None
+        if request._cv_tokens[0][1] is context:
+            # Remembered, for stream_with_context() and the test client push the two again one by one.
+            request._flask_uow_own_app_context = context
+            return None
+        if getattr(request, _OWN, None) is context:
+            return None
 
         if not hasattr(request, _PAIRS):
             setattr(request, _PAIRS, {})
@@ -277,12 +286,13 @@ else:
 
     def _new_slot(context: Any) -> Slot:
         """Return a new slot, which *context* is to keep. It follows the request that is dispatched in that."""
-        request: Any = _cv_request.get(None)
+        request: Any = request_context(None)
         if request is None:
             return Slot(StandIn(), None, None)
         if getattr(request, _DISPATCHED_IN, None) is context:
-            slot = request._flask_uow_in_use = Slot(request, request, request.request)
-            return slot
+            own: Slot = Slot(request, request, request.request)
+            request._flask_uow_in_use = own
+            return own
         slot = Slot(StandIn(), request, request.request)
         if getattr(request, IN_USE, None) is None:
             request._flask_uow_in_use = slot
@@ -290,9 +300,9 @@ else:
 
     def enter_request() -> Carrier:
         """Note that the current request is being dispatched from here on, and return what carries its phase."""
-        request: Any = _cv_request.get()
+        request: Any = request_context()
         request._flask_uow_phase = BEFORE_VIEW
-        request._flask_uow_dispatched_in = _cv_app.get()
+        request._flask_uow_dispatched_in = app_context()
         if getattr(request, IN_USE, None) is None:
             request._flask_uow_in_use = None
         else:
@@ -303,23 +313,16 @@ else:
         return carrier
 
 
-REQUEST_CONTEXT: Final = _variable
-"""The context variable of what represents a request."""
-
-_BESIDE: Final = _cv_beside
-"""The context variable of a request that has a context beside that of its app: on Flask 3.1, and nothing after it."""
-
-
 class RequestState:
     """What a view can leave on the current request, beside its response."""
 
     __slots__ = ("_attributes", "after_request_functions", "g", "request")
 
     def __init__(self) -> None:
-        context = REQUEST_CONTEXT.get()
+        context = request_context()
         self._attributes: dict[str, Any] = vars(context)
         self.request: Request = context.request
-        self.g: object = _cv_app.get().g
+        self.g: object = app_context().g
         self.after_request_functions: list[Callable[..., Any]] = context._after_request_functions
 
     @property
@@ -375,9 +378,9 @@ class _Closers:
         def do_teardown_appcontext(exc: Any = _MISSING) -> None:
             if exc is _MISSING:
                 exc = sys.exception()
-            context = _cv_app.get()
+            context = app_context()
             # Inside a request it may be kept there.
-            is_inside = _BESIDE.get(None) is not None
+            is_inside = _beside(None) is not None
             slot: Slot | None = slot_in(context) if is_inside else getattr(context, _SLOT, None)
             if slot is not None and not slot.ending:
                 _prepare(slot, exc)
@@ -390,7 +393,10 @@ class _Closers:
                     if slot is not None:
                         _forget_slot(context, slot, is_inside=is_inside)
 
-        def do_teardown_merged(context: Any, exc: Any = _MISSING) -> None:  # pragma: no cover - Flask 3.2, as above
+        return do_teardown_appcontext
+
+    def around_merged(self, original: Callable[..., Any]) -> Callable[..., None]:  # pragma: no cover - as above
+        def do_teardown_appcontext(context: Any, exc: Any = _MISSING) -> None:
             if exc is _MISSING:
                 exc = sys.exception()
             slot = slot_in(context)
@@ -405,25 +411,24 @@ class _Closers:
                     if slot is not None:
                         _forget_slot(context, slot, is_inside=False)
 
-        return do_teardown_merged if MERGED else do_teardown_appcontext
+        return do_teardown_appcontext
 
     def around_request(self, original: Callable[..., Any]) -> Callable[..., None]:
         def do_teardown_request(exc: Any = _MISSING) -> None:
-            request = REQUEST_CONTEXT.get()
+            request = request_context()
             if exc is _MISSING:
                 exc = sys.exception()
             slot: Slot | None = getattr(request, IN_USE, None)
+            if slot is not None and slot.carrier is not request:
+                slot = slot_in(app_context())
             if slot is not None:
-                if slot.carrier is not request:
-                    slot = slot_in(_cv_app.get())
-                if slot is not None:
-                    _prepare(slot, exc)
+                _prepare(slot, exc)
             try:
                 original(exc)
             finally:
                 # It can share its app context, so that no app context ends with it.
-                if getattr(request, IN_USE, None) is not None and hasattr(request, _PAIRS):
-                    context = _cv_app.get()
+                if hasattr(request, _PAIRS):
+                    context = app_context()
                     slot = slot_in(context)
                     if slot is not None and context in getattr(request, _PAIRS):
                         self._leave(slot, exc)
@@ -461,7 +466,8 @@ def on_leaving(app: Flask, closer: Closer, *, always: bool) -> None:
     closers = app.extensions[_TEARDOWN] = _Closers()
     closers.add(closer, always=always)
 
-    appcontext = closers.around_appcontext(bound_late(app, "do_teardown_appcontext"))
+    around_appcontext = closers.around_merged if MERGED else closers.around_appcontext
+    appcontext = around_appcontext(bound_late(app, "do_teardown_appcontext"))
     setattr(app, "do_teardown_appcontext", appcontext)  # noqa: B010 - mypy refuses assigning to a method
     if not MERGED:  # pragma: no branch - as above
         request = closers.around_request(bound_late(app, "do_teardown_request"))

@@ -27,7 +27,6 @@ from flask_uow.context import (
     BEFORE_VIEW,
     JOURNAL,
     MERGED,
-    REQUEST_CONTEXT,
     VIEW,
     VIEW_ENTERED,
     Carrier,
@@ -40,6 +39,7 @@ from flask_uow.context import (
     current_slot,
     enter_request,
     on_leaving,
+    request_context,
 )
 from flask_uow.errors import (
     CommitOutcomeUnknownError,
@@ -114,7 +114,7 @@ class Managed:
         slot = current_slot()
         scope = slot.scopes.get(self)
         if scope is not None:
-            return scope.innermost
+            return scope.innermost()
         scope = slot.scopes[self] = Scope(self.runtime, self.plan_in(slot))
         if slot.ending:
             scope.ending = True
@@ -137,7 +137,9 @@ class Managed:
         """Return what is done with the request of *slot*; found once for each endpoint and method."""
         plan: RequestPlan | None = slot.plans.get(self)
         if plan is None:
-            plan = slot.plans[self] = self.find_plan(slot.request or current_request())
+            request = slot.request or current_request()
+            plan = self._plans.get((request.endpoint, request.method)) or self.find_plan(request)
+            slot.plans[self] = plan
         return plan
 
     def find_plan(self, request: Request) -> RequestPlan:
@@ -187,7 +189,7 @@ class Managed:
         slot = carrier._flask_uow_in_use
         scope = None if slot is None else slot.scopes.get(self)
         if slot is not None and scope is not None:
-            scope.settle(scope.planned, self.on_error(slot, error), error, self.request_plan(slot).view)
+            scope.settle(self.on_error(slot, error), error, self.request_plan(slot).view)
 
     def on_response(self, slot: Slot, response: Any) -> Decision:
         """Decide by a response."""
@@ -325,7 +327,7 @@ class Dispatch:
 
     def _around_dispatch(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def dispatch_request(context: Any = None) -> Any:
-            carrier: Any = REQUEST_CONTEXT.get(None)
+            carrier: Any = request_context(None)
             try:
                 is_before = carrier._flask_uow_phase is BEFORE_VIEW
             except AttributeError:
@@ -438,7 +440,7 @@ class Dispatch:
     def handle_exception(self, *args: Any, **kwargs: Any) -> Response:
         """Let the handler of a 500 work in a clean session, and settle its work by its response."""
         # A request whose context failed to come up has not been entered yet.
-        carrier: Carrier = StandIn() if REQUEST_CONTEXT.get(None) is None else enter_request()
+        carrier: Carrier = StandIn() if request_context(None) is None else enter_request()
         carrier._flask_uow_phase = AFTER_VIEW
         self._replan(carrier)
         try:
@@ -475,8 +477,8 @@ class Dispatch:
         return [(managed, scopes[managed]) for managed in self.managed.values() if managed in scopes]
 
     def _settle_view(self, slot: Slot, carrier: Carrier, value: Any) -> Any:
-        for scope in slot.scopes.values():
-            if scope.planned is not None:
+        for each in slot.scopes.items():
+            if each[1].has_planned():
                 break
         else:
             carrier._flask_uow_phase = AFTER_VIEW
@@ -485,8 +487,15 @@ class Dispatch:
 
         response = self._app.make_response(value)
         carrier._flask_uow_phase = AFTER_VIEW
+
+        def decide(managed: Managed, slot: Slot) -> Decision:
+            return managed.on_response(slot, response)
+
         try:
-            self._settle(slot, lambda managed, slot: managed.on_response(slot, response), None)
+            if len(slot.scopes) == 1:
+                _end_planned(*each, slot, decide, None)
+            else:
+                self._settle(slot, decide, None)
         except BaseException:
             response.close()
             raise
@@ -533,7 +542,7 @@ class Dispatch:
     def _settle_all(self, slot: Slot, carrier: Carrier, response: Response) -> None:
         """Settle what is left at the end of a request. Mostly there is nothing."""
         for scope in slot.scopes.values():
-            if scope.is_open:
+            if scope.is_open():
                 break
         else:
             if not _is_success(response):
@@ -623,23 +632,27 @@ Decide = Callable[[Managed, Slot], Decision]
 
 
 def _settle_one(managed: Managed, scope: Scope, slot: Slot, decide: Decide, error: BaseException | None) -> None:
-    """End the planned transaction of *managed*; after a failure, by a rollback.
+    """End the planned transaction of *managed*, if there is anything to end.
 
     Raises:
         HookError: Hooks failed, and are to raise.
     """
+    if scope.has_planned():
+        _end_planned(managed, scope, slot, decide, error)
+    else:
+        scope.settle(ROLLBACK, error, managed.plan_in(slot))
+
+
+def _end_planned(managed: Managed, scope: Scope, slot: Slot, decide: Decide, error: BaseException | None) -> None:
+    """End the planned transaction of *managed*; after a failure, by a rollback."""
     then = managed.plan_in(slot)
-    planned = scope.planned
-    if planned is None:
-        scope.settle(None, ROLLBACK, error, then)
-        return
     try:
         follows = slot.attempts is not None and slot.attempts.follows
-        scope.settle(planned, ROLLBACK if follows else decide(managed, slot), error, then)
+        scope.settle(ROLLBACK if follows else decide(managed, slot), error, then)
     except HookError:
         raise
     except BaseException as failure:
-        scope.settle(scope.planned, ROLLBACK, failure, then)
+        scope.settle(ROLLBACK, failure, then)
         raise
 
 
@@ -693,7 +706,8 @@ def _roll_back(_managed: Managed, _slot: Slot) -> Decision:
 
 
 def _is_success(response: Any) -> bool:
-    return on_status(response.status_code) is COMMIT
+    status: int = response.status_code
+    return on_status(status) is COMMIT
 
 
 def _expect_rollback(slot: Slot) -> None:
@@ -702,7 +716,7 @@ def _expect_rollback(slot: Slot) -> None:
 
 
 def _close(slot: Slot | None, error: BaseException | None) -> None:
-    for scope in [*reversed(slot.scopes.values())] if slot is not None else ():
+    for scope in reversed(tuple(slot.scopes.values())) if slot is not None else ():
         try:
             scope.close(error)
         except Exception:

@@ -178,7 +178,7 @@ class UnitOfWork:
         scope = managed.scope() if managed is not None else standalone_scope(self._runtime)
         if scope is None:
             raise NoScopeError("uow.session", self._advice())
-        return scope.session
+        return scope.opened().session
 
     def transaction(self, **options: Unpack[TransactionOptions]) -> Block:
         """Return a context manager that runs its block in a transaction, and yields the session.

@@ -12,7 +12,7 @@ from dataclasses import fields
 from inspect import iscoroutinefunction
 from typing import Any, Final
 
-from blinker import NamedSignal, Namespace
+from blinker import NamedSignal, Namespace, Signal
 
 from flask_uow._core.events import (
     AfterCommit,
@@ -68,6 +68,19 @@ _SIGNALS: Final[dict[type[Event], NamedSignal]] = {
 }
 
 
+_LISTENED_TO: Final[set[Signal]] = set()
+"""The signals that have had a receiver. Most programs have none."""
+
+
+def _note(signal: Signal, **_extra: object) -> None:
+    _LISTENED_TO.add(signal)
+
+
+for signal in _SIGNALS.values():
+    signal.receiver_connected.connect(_note)
+del signal
+
+
 _AUDIENCE: Final = {kind: signal.receivers for kind, signal in _SIGNALS.items()}
 """Who may listen to an event, whoever sends it. blinker keeps these dicts, and fills and empties them."""
 
@@ -103,7 +116,7 @@ class Publisher:
         observers: Who is told beside the signals, before them, and of more: tests. There can be others later.
     """
 
-    __slots__ = ("_journal", "_sender", "_synchronise", "audience", "observers")
+    __slots__ = ("_journal", "_sender", "_synchronise", "audience", "has_had_listeners", "observers")
 
     def __init__(
         self,
@@ -117,6 +130,7 @@ class Publisher:
         self._sender = sender
         self._synchronise = synchronise
         self.audience: Mapping[type[Event], Collection[Any]] = _AUDIENCE
+        self.has_had_listeners: Collection[Any] = _LISTENED_TO
         self.observers = observers
 
     def wants(self, kind: type[Event], /) -> bool:
@@ -131,6 +145,10 @@ class Publisher:
         if before_commit.receivers or after_commit.receivers or after_rollback.receivers or self.observers:
             return self.wants(BeforeCommit) or self.wants(AfterCommit) or self.wants(AfterRollback)
         return False
+
+    def has_listeners(self) -> bool:
+        """Whether any signal has any receiver, or anybody observes."""
+        return bool(self.observers) or any(self.audience.values())
 
     def __call__(self, event: Event, /) -> None:
         """Send *event* as its signal.

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from flask_uow import NoScopeError, UnitOfWork, transactional
+from flask_uow.context import MERGED
 from tests.conftest import Book, Log, titles
 
 
@@ -344,6 +345,39 @@ def test_context_keeps_nothing_of_ours(app: Flask, uow: UnitOfWork) -> None:
         context = _cv_app.get()
 
     assert not [name for name in vars(context) if "uow" in name]
+
+
+@pytest.mark.parametrize("where", ["app", "request"])
+@pytest.mark.parametrize("has_failed", [False, True])
+def test_teardown_by_hand(app: Flask, uow: UnitOfWork, log: Log, where: str, has_failed: bool) -> None:
+    """Teardown functions that are run by hand, without an error, are given the one that is being handled."""
+    seen: list[BaseException | None] = []
+    app.teardown_request(seen.append)
+    app.teardown_appcontext(seen.append)
+
+    def tear_down() -> None:
+        context: list[Any] = [_cv_app.get()] if MERGED else []
+        if where == "request":
+            app.do_teardown_request(*context)
+        else:
+            app.do_teardown_appcontext(*context)
+
+    with app.test_request_context():
+        session = use(uow)
+        if has_failed:
+            try:
+                raise LookupError
+            except LookupError:
+                tear_down()
+        else:
+            tear_down()
+        [first] = seen
+        is_another = uow.session is not session
+
+    assert isinstance(first, LookupError) is has_failed
+    # The session belongs to the app context that the request has pushed.
+    assert is_another is (where == "app")
+    assert len(removed(log)) == (2 if is_another else 1)
 
 
 def test_teardown_closer_that_raises_does_not_keep_the_others(

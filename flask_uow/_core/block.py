@@ -33,7 +33,7 @@ def standalone_scope(runtime: Runtime) -> Scope | None:
     scopes = _standalone.get()
     scope = scopes.get((runtime, threading.get_ident())) if scopes else None
     # A context that was copied inside a block outlives the block, and must not bring its scope back to life.
-    return None if scope is None or scope.closed else scope.innermost
+    return None if scope is None or scope.closed else scope.innermost()
 
 
 Home = Callable[[], tuple[Runtime, Scope | None]]
@@ -221,4 +221,4 @@ def innermost_standalone() -> Scope | None:
     """Return the scope of the innermost such block of this thread, whichever UnitOfWork it belongs to."""
     thread = threading.get_ident()
     scopes = reversed(list(_standalone.get().items()))
-    return next((scope.innermost for (_, owner), scope in scopes if owner == thread and not scope.closed), None)
+    return next((scope.innermost() for (_, owner), scope in scopes if owner == thread and not scope.closed), None)

@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, Protocol
-from weakref import ref
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
@@ -22,6 +21,7 @@ from flask_uow._core.verbs import changes, is_control, only_reads, writes
 from flask_uow.errors import ConfigurationError, IncompatibleTransactionError
 
 __all__ = [
+    "PLAIN",
     "Demands",
     "Savepoints",
     "Statement",
@@ -71,7 +71,10 @@ class Supervisor(Protocol):
     restricted: bool
     """Whether `before_statement` has anything to say. It is asked before each statement."""
 
-    @property
+    def has_observers(self) -> bool:
+        """Whether `is_observed` may say yes."""
+        ...
+
     def is_observed(self) -> bool:
         """Whether `sending` and `committing` are wanted."""
         ...
@@ -133,6 +136,19 @@ class Demands(Protocol):
         ...
 
 
+class _Plain:
+    """What a transaction demands that asks for nothing but a COMMIT at its end."""
+
+    def __init__(self) -> None:
+        self._label = ""
+        self.isolation_level = None
+        self._is_default_level = True
+        self.read_only = self._is_prelude = False
+
+
+PLAIN: Final[Demands] = _Plain()
+"""What most transactions demand of their connections."""
+
 _ROLLBACK_TO: Final = "ROLLBACK TO SAVEPOINT "
 
 _COMMITS: Final = ("COMMIT", "XA COMMIT")
@@ -172,7 +188,7 @@ class _Watch:
     _observed: bool = False
     _busy: bool = False
 
-    def __init__(self, supervisor: Supervisor, *, supervised: bool, manage_limit: bool) -> None:
+    def __init__(self, supervisor: Supervisor, supervised: bool, manage_limit: bool) -> None:  # noqa: FBT001 - faster
         self.supervisor = supervisor
         self.supervised = supervised
         """Whether it began in a transaction. What is written outside one is remembered, for it must not be lost."""
@@ -277,11 +293,8 @@ class _Watch:
 _WATCH: Final = "_flask_uow_watch"
 """The attribute of a connection that is watched."""
 
-_watched: Final[set[ref[Connection]]] = set()
-"""The connections that are watched, or were."""
 
-
-def take(connection: Connection, supervisor: Supervisor, demands: Demands | None, *, bound: bool) -> None:
+def take(connection: Connection, supervisor: Supervisor, demands: Demands | None, bound: bool) -> None:  # noqa: FBT001 - faster
     """Watch a connection that a session has just begun on, and set it to what is demanded.
 
     Args:
@@ -294,30 +307,28 @@ def take(connection: Connection, supervisor: Supervisor, demands: Demands | None
     Raises:
         ConfigurationError: It commits each statement by itself, and a transaction is demanded.
     """
-    supervised = demands is not None and not demands._is_prelude
-    watch = _watch(connection, supervisor, supervised=supervised, bound=bound)
+    supervised = demands is PLAIN or (demands is not None and not demands._is_prelude)
+    watch = _watch(connection, supervisor, supervised, bound)
     if not supervised or supervisor.restricted:
         watch.attend(connection)
     driver = connection.connection.driver_connection
     # One that is sent BEGIN does not commit by itself.
-    has_begun = _begin_at_once(connection, driver)
-    if demands is not None:
-        if not has_begun:
-            _refuse_autocommit(connection, driver)
-        if demands.read_only and (bound or not _make_read_only(connection, driver)):
-            watch.refuses_writing = True
-            watch.attend(connection)
-    if supervisor.is_observed:
+    if not _begin_at_once(connection, driver) and demands is not None:
+        _refuse_autocommit(connection, driver)
+    is_read_only = demands is not PLAIN and demands is not None and demands.read_only
+    if is_read_only and (bound or not _make_read_only(connection, driver)):
+        watch.refuses_writing = True
+        watch.attend(connection)
+    if supervisor.has_observers() and supervisor.is_observed():
         watch.observe(connection)
 
 
-def _watch(connection: Connection, supervisor: Supervisor, *, supervised: bool, bound: bool) -> _Watch:
-    watch = _Watch(supervisor, supervised=supervised, manage_limit=not bound)
+def _watch(connection: Connection, supervisor: Supervisor, supervised: bool, bound: bool) -> _Watch:  # noqa: FBT001
+    watch = _Watch(supervisor, supervised, not bound)
     if bound:
         give_back(connection, supervisor)
         watch.outer = _watch_of(connection)
     setattr(connection, _WATCH, watch)
-    _watched.add(ref(connection, _watched.discard))
     return watch
 
 
@@ -351,16 +362,16 @@ def _watches_of(connection: Connection) -> Iterator[_Watch]:
 
 def forget(connection: Connection) -> None:
     """Forget a connection that its session has given back; one that has listeners is a cycle of SQLAlchemy's."""
-    if hasattr(connection, _WATCH):
+    if _watch_of(connection) is not None:
         delattr(connection, _WATCH)
 
 
 def adopt(connection: Connection, supervisor: Supervisor, *, bound: bool) -> None:
     """Watch a connection that a session had begun on before it was watched; what was sent over it is not known."""
-    watch = _watch(connection, supervisor, supervised=False, bound=bound)
+    watch = _watch(connection, supervisor, False, bound)  # noqa: FBT003
     watch.written = True
     watch.attend(connection)
-    if supervisor.is_observed:
+    if supervisor.is_observed():
         watch.observe(connection)
     begin_at_once(connection)
 
@@ -370,20 +381,18 @@ def in_front(connection: Connection, supervisor: Supervisor) -> None:
     watches = sorted(_watches_of(connection), key=lambda watch: watch.supervisor is not supervisor)
     if not watches or watches[0].supervisor is not supervisor:
         # It is about to begin, which is not the affair of the one before.
-        _watch(connection, supervisor, supervised=True, bound=True)
+        _watch(connection, supervisor, True, True)  # noqa: FBT003
         return
     for watch, outer in zip(watches, (*watches[1:], None), strict=False):
         watch.outer = outer
     setattr(connection, _WATCH, watches[0])
 
 
-def observe() -> None:
-    """Tell the supervisors of all connections that are in use of what is sent, those that want to know of it."""
-    for reference in _watched.copy():
-        connection = reference()
-        watch = None if connection is None else _watch_of(connection)
-        if connection is not None and watch is not None and watch.supervisor.is_observed:
-            watch.observe(connection)
+def observe(connection: Connection) -> None:
+    """Tell the supervisor of a connection of what is sent from now on, if it is watched, and that wants to know."""
+    watch = _watch_of(connection)
+    if watch is not None and watch.supervisor.is_observed():
+        watch.observe(connection)
 
 
 @contextmanager

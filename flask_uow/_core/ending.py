@@ -38,12 +38,11 @@ from flask_uow._core.places import Places
 from flask_uow._core.policy import COMMIT, ROLLBACK, Decision, on_error
 from flask_uow._core.recording import Recorder
 from flask_uow._core.retry import Attempts, apart
-from flask_uow._core.runtime import Runtime
 from flask_uow._core.session import WatchedSession, refuse_lost_changes
 from flask_uow._core.slow import tell_if_slow
 from flask_uow._core.stopwatch import Stopwatch
 from flask_uow._core.tracking import Record, Span
-from flask_uow._core.transaction import Doom, Outcome, Transaction, outside_any_block
+from flask_uow._core.transaction import Doom, Outcome, Transaction, ended_past_us, outside_any_block
 from flask_uow.errors import (
     CommitOutcomeUnknownError,
     HookError,
@@ -73,15 +72,24 @@ class _NotFit(Exception):  # noqa: N818 - nobody meets it
 class Ending(Guard):
     """The transactions of one context, the innermost last: how they end. It knows not how they begin."""
 
+    _draining: Drain | None
+    _telling: bool
+    _committing: Transaction | None
+
+    # What most scopes never ask for is said once, in the class.
+
     _settling: bool = False
+    _commits_tacitly: bool = False
+    """Whether a transaction that is there tacitly is being committed."""
+
+    _was_stored: bool
+    """Whether its COMMIT has returned."""
+
+    _sent_at: float = 0.0
+    """When its COMMIT was sent, in seconds since the epoch."""
+
     _seen: Mapping[Recorder, Any] = MappingProxyType({})
     """What recorders want to know beside the changes, of the transaction that is about to commit."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        super().__init__(runtime)
-        self._draining: Drain | None = None
-        self._telling = False
-        self._committing: Transaction | None = None
 
     @property
     def _is_outside(self) -> bool:
@@ -142,11 +150,10 @@ class Ending(Guard):
 
         root = transaction._root
         if root is not None and (self._watched is None or root is not self._watched.session.get_transaction()):
-            transaction._doom_by(
-                Doom("its session was ended past flask_uow, and what became of its work is not known", None)
-            )
+            transaction._doom_by(ended_past_us())
 
-    def _commit(self, transaction: Transaction, leaving: BaseException | None) -> None:
+    def _commit(self, transaction: Transaction | None, leaving: BaseException | None) -> None:
+        """Commit an outermost transaction, or, if it is None, one that is there tacitly."""
         watched = self._watched
         unanswered: BaseException | None = None
 
@@ -154,9 +161,10 @@ class Ending(Guard):
             if watched is not None and watched.session._transaction is not None:
                 self._send(transaction, watched)
         except _NotFit:
-            self.end(transaction, COMMIT, leaving)
+            self.end(transaction or self._come_forward(), COMMIT, leaving)
             return
         except BaseException as error:
+            transaction = transaction or self._come_forward()
             if transaction not in self._stack:
                 raise
             if watched is not None and transaction._stored:
@@ -169,12 +177,24 @@ class Ending(Guard):
                 raise
             unanswered = error
 
+        if transaction is None:
+            if not self._stack:
+                return
+            # Listeners of the user's have asked for it meanwhile.
+            transaction = self._stack[0]
         if unanswered is not None and watched is not None:
             self._find_out(transaction, watched, unanswered)
         self._committed(transaction, leaving)
 
-    def _send(self, transaction: Transaction, watched: WatchedSession) -> None:
-        """Ask those who have a say, and COMMIT."""
+    def _send(self, transaction: Transaction | None, watched: WatchedSession) -> None:
+        """Ask those who have a say, and COMMIT. Of one that is there tacitly nobody has."""
+        if transaction is None:
+            self._commits_tacitly = True
+            try:
+                watched.commit()
+            finally:
+                self._commits_tacitly = False
+            return
         if transaction._started is None:
             self._start(transaction)
         notify = self._runtime.notify
@@ -271,7 +291,10 @@ class Ending(Guard):
     def wants_changes(self) -> bool:
         """Whether anybody wants to know what a transaction that begins now changes."""
         runtime = self._runtime
-        return True if runtime.recorders else runtime.notify.wants_changes()
+        notify = runtime.notify
+        if not notify.has_had_listeners and not notify.observers and not runtime.recorders:
+            return False
+        return bool(runtime.recorders) or notify.wants_changes()
 
     def wants_time(self) -> bool:
         """Whether slow transactions are logged."""
@@ -329,16 +352,17 @@ class Ending(Guard):
 
     # Observers
 
-    @property
+    def has_observers(self) -> bool:
+        """Whether anybody wants to know of more than signals have."""
+        return bool(self._runtime.notify.observers)
+
     def is_observed(self) -> bool:
         """Whether anybody wants to know of each statement."""
-        notify = self._runtime.notify
-        return bool(notify.observers) and notify.wants(Sending)
+        return self._runtime.notify.wants(Sending)
 
     def connected(self, connection: Connection) -> None:
         """Tell observers of a connection."""
-        if self._runtime.notify.observers:
-            self._observed(Connected(self._outermost, connection))
+        self._observed(Connected(self._outermost, connection))
 
     def sending(self, connection: Connection, statement: Statement) -> None:
         """Tell observers of a statement."""
@@ -354,6 +378,8 @@ class Ending(Guard):
 
     @property
     def _outermost(self) -> Transaction | None:
+        if self._tacit is not None:
+            return self._come_forward()
         return self._stack[0] if self._stack else None
 
     # Committing
@@ -361,9 +387,14 @@ class Ending(Guard):
     def about_to_commit(self) -> None:
         """Look once more at what is about to be committed: listeners may have swallowed an error of the last flush."""
         transaction, watched = self._committing, self._watched
-        if transaction is None or watched is None:
+        if watched is None or (transaction is None and not self._commits_tacitly):
             self._record_past_us(watched)
             return
+        if transaction is None:
+            if not self._stack and not watched.has_given_up():
+                self._sent_at = time()
+                return
+            transaction = self._come_forward()
         if transaction._deadline is not None:
             self.check_time(transaction._deadline)
         if watched.stopwatch is not None:
@@ -489,6 +520,13 @@ class Ending(Guard):
         finally:
             if savepoint is None:
                 self._complete(transaction, Outcome.ROLLED_BACK, error)
+
+    def _roll_back_tacitly(self, watched: WatchedSession, error: BaseException | None) -> None:
+        """Roll back a transaction that is there tacitly: nobody is to be told."""
+        watched.rollback()
+        if self._stack:
+            # Listeners of the user's have asked for it meanwhile.
+            self._roll_back(self._stack[0], error)
 
     def _places_to_record(self, transaction: Transaction) -> Places | None:
         """Return where a transaction has written that is about to be rolled back, if somebody writes that down."""

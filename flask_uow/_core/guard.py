@@ -17,7 +17,7 @@ from flask_uow._core.connection import Savepoints
 from flask_uow._core.deadline import Deadline
 from flask_uow._core.faults import ends_the_transaction, is_locked, is_out_of_time, is_read_only
 from flask_uow._core.hooks import Hooks
-from flask_uow._core.runtime import Runtime
+from flask_uow._core.runtime import Plan, Runtime
 from flask_uow._core.session import Mark, WatchedSession, listen_to_flushes, unsaved
 from flask_uow._core.transaction import Doom, State, Transaction
 from flask_uow.errors import (
@@ -36,25 +36,32 @@ _NAMED_AT_MOST: Final = 5
 class Guard(ABC):
     """The transactions of one context, the innermost last, and their session: what may be sent still."""
 
-    # As of a transaction, what most scopes never ask for is said in the classes.
+    # A scope is made for each request. Its classes declare what they need, and `Scope` gives it to all of them at once.
 
-    _suspended: str | None = None
+    _runtime: Runtime
+    _stack: list[Transaction]
+    _watched: WatchedSession | None
+
+    restricted: bool
+    """Whether a transaction on the stack is doomed, or has a deadline, so that statements are looked at."""
+
+    _marks: dict[tuple[Connection, str], Mark]
+    """Where what goes with them begins, of savepoints that the user has made of a connection."""
+
+    _suspended: str | None
     """The transaction that is suspended meanwhile, if its place was taken."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._stack: list[Transaction] = []
-        self._watched: WatchedSession | None = None
-        self.restricted = False
-        """Whether a transaction on the stack is doomed, or has a deadline, so that statements are looked at."""
-
-        self._marks: dict[tuple[Connection, str], Mark] = {}
-        """Where what goes with them begins, of savepoints that the user has made of a connection."""
+    _tacit: Plan | None
+    """By which a transaction has begun that nobody has asked more of than its session, so that there is no object."""
 
     @property
     def runtime(self) -> Runtime:
         """What it needs from outside."""
         return self._runtime
+
+    @abstractmethod
+    def _come_forward(self) -> Transaction:
+        """Return the outermost transaction. One that was there tacitly is made."""
 
     def _in_transaction(self) -> bool:
         return self._watched is not None and self._watched.session._transaction is not None
@@ -177,6 +184,8 @@ class Guard(ABC):
 
     def statement_failed(self, error: DBAPIError, connection: Connection) -> Exception | None:
         """Doom the innermost transaction; inside a savepoint of the user's own, that savepoint alone."""
+        if self._tacit is not None:
+            self._come_forward()
         if not self._stack or self._watched is None:
             return None
         better = self._better(error)
@@ -227,6 +236,8 @@ class Guard(ABC):
 
     def savepoint_lost(self, error: BaseException) -> None:
         """Doom every transaction: MySQL and MariaDB undo all of them at a deadlock, the savepoints included."""
+        if self._tacit is not None:
+            self._come_forward()
         for transaction in self._stack:
             self.doom(transaction, f"the database has rolled back more than a savepoint ({brief(error)})", error)
 

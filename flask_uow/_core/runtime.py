@@ -66,6 +66,14 @@ class Runtime:
     patience: float = 5.0
     """For how many seconds the fate of a COMMIT is asked for, before it counts as unknown."""
 
+    is_plain: bool = field(init=False)
+    """Whether the settings ask for nothing but a COMMIT at the end of a transaction."""
+
+    def __post_init__(self) -> None:
+        """Look at the settings, once for all transactions."""
+        asks = self.resolve_commit or (self.isolation_level, self.timeout, self.slow_transaction)
+        object.__setattr__(self, "is_plain", asks == (None, None, None))
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -78,3 +86,12 @@ class Plan:
 
     retry: Retry | None = None
     """How often what it is for is run, where that can be more than once."""
+
+    is_plain: bool = field(init=False)
+    """Whether it asks for nothing but a COMMIT at its end."""
+
+    def __post_init__(self) -> None:
+        """Look at what it asks for, once for all transactions of the plan."""
+        options = self.options
+        asks = options.read_only or options.resolve_commit or (options.isolation_level, options.timeout, options.verify)
+        object.__setattr__(self, "is_plain", self.retry is None and asks == (None, None, None))

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from flask_uow._core.connection import Demands, Savepoints
+from flask_uow._core.connection import PLAIN, Demands, Savepoints
 from flask_uow._core.events import Removed
 from flask_uow._core.guard import brief
 from flask_uow._core.leftovers import Leftovers, is_failure, tell_of_leftovers
@@ -22,7 +22,7 @@ from flask_uow._core.retry import Attempts, note_commit
 from flask_uow._core.runtime import Plan, Runtime
 from flask_uow._core.session import Mark, WatchedSession, shared
 from flask_uow._core.stack import Stack
-from flask_uow._core.transaction import Joined, Transaction, deadline_of, outside_any_block
+from flask_uow._core.transaction import Joined, Transaction, deadline_of, ended_past_us, outside_any_block
 from flask_uow.errors import (
     ConfigurationError,
     IncompatibleTransactionError,
@@ -40,9 +40,6 @@ _places: ContextVar[Mapping[Scope, Scope]] = ContextVar("flask_uow.places", defa
 class Scope(Stack):
     """One context's session and its transactions. It oversees the session: see `Overseer`."""
 
-    takes_a_place: bool = False
-    """Whether it has, or had, another's place."""
-
     ending: bool = False
     """Whether its context ends, so that others may close the session before we do."""
 
@@ -56,12 +53,27 @@ class Scope(Stack):
     """The session's transaction with what a failure has left, which nobody expects to be kept."""
 
     def __init__(self, runtime: Runtime, plan: Plan | None = None, label: str = "") -> None:
-        super().__init__(runtime, plan)
+        self._runtime = runtime
+        self._stack = []
+        self._watched = None
+        self.restricted = False
+        self._marks = {}
+        self._suspended = None
+
+        self._draining = self._committing = None
+        self._telling = self._was_stored = False
+
+        self._plan = plan
+        self._tacit = self._planned = self._attempts = None
+
         self._label = label
         """What to call the block that it is of, or nothing where it is of a whole context."""
 
         self.closed = False
         """Whether it has come to its end, and no session may be opened in it."""
+
+        self.takes_a_place = False
+        """Whether it has, or had, another's place."""
 
         self._closed_by_hand = False
         self._guests: tuple[Scope, ...] = ()
@@ -70,20 +82,25 @@ class Scope(Stack):
     @property
     def session(self) -> Session:
         """The session, opened on first use."""
+        return self.opened().session
+
+    def opened(self) -> WatchedSession:
+        """Return the session, opened on first use.
+
+        Raises:
+            NoScopeError: The scope has come to its end.
+        """
         if self.closed:
             raise NoScopeError("The session", "its context has come to its end, and has closed its session already.")
-
-        return self._opened().session
-
-    def _opened(self) -> WatchedSession:
-        transaction = self.current()
+        if not self._stack:
+            self._begin_if_planned()
         if self._closed_by_hand:
             self._replace_closed()
         if self._watched is None:
             self.adopt(self._runtime.source.open())
         assert self._watched is not None
-        if transaction is not None and transaction._started is None:
-            self._start(transaction)
+        if self._stack and self._stack[0]._started is None:
+            self._start(self._stack[0])
         return self._watched
 
     def adopt(self, session: Session) -> None:
@@ -100,9 +117,9 @@ class Scope(Stack):
             watched.unwatch()
             self._closed_by_hand = False
         self._watched = WatchedSession(session, self._runtime.source, self)
-        if self._stack and session._transaction is not None:
+        if (self._stack or self._tacit is not None) and session._transaction is not None:
             try:
-                self._made_fit(self._stack[0])
+                self._made_fit(self._come_forward())
             except BaseException:
                 watched, self._watched = self._watched, None
                 # What a registry has is others' as well, and stays as it is.
@@ -114,9 +131,8 @@ class Scope(Stack):
 
     # One scope in the place of another
 
-    @property
     def innermost(self) -> Scope:
-        """The scope that has its place at the moment, or itself."""
+        """Return the scope that has its place at the moment, or itself."""
         places = _places.get()
         if not places:
             return self
@@ -151,7 +167,7 @@ class Scope(Stack):
         _places.set({**_current_places(), self: inner})
         self._guests += (inner,)
         inner.takes_a_place = True
-        inner._suspended = self._stack[0]._label if self._stack else None
+        inner._suspended = None if (suspended := self._outermost) is None else suspended._label
         inner.swap()
 
     def take_back(self, inner: Scope) -> None:
@@ -235,7 +251,7 @@ class Scope(Stack):
         self._refuse_writing(outer, options, label)
         if self.restricted:
             self.before_statement()
-        savepoint = self._opened().begin_nested()
+        savepoint = self.opened().begin_nested()
         # Only now: that has flushed what came before the savepoint, and hooks registered there stay.
         transaction = Transaction(options, label, self._stack[-1])
         transaction._savepoint = savepoint
@@ -309,7 +325,7 @@ class Scope(Stack):
         try:
             if self._guests:
                 self._abandon_guests()
-            if self._stack or self._in_transaction():
+            if self.is_open():
                 self._settle_leftovers(error)
         finally:
             self.closed = True
@@ -329,7 +345,9 @@ class Scope(Stack):
 
     def leftovers(self) -> Leftovers | None:
         """Return what is in the session that nobody has settled, if somebody may have meant to keep it."""
-        if self._watched is None or self.expects_rollback or not self.wants_leftovers():
+        if self._watched is None or self.expects_rollback or not self._in_transaction():
+            return None
+        if not self.wants_leftovers():
             return None
         if self._stack and self._stack[0]._must_roll_back:
             return None
@@ -409,14 +427,23 @@ class Scope(Stack):
 
     def began(self, root: SessionTransaction) -> None:
         """Remember what the outermost transaction's fate hangs on; one that is planned comes into being here."""
-        if self.current() is not None:
+        if self._begin_if_planned() and self._stack:
             outermost = self._stack[0]
             outermost._root = root
             outermost._has_begun = True
 
+    def lost(self) -> None:
+        """Doom the transaction that was ended past us: what comes after would be committed in its name."""
+        if (outermost := self._outermost) is not None:
+            outermost._doom_by(ended_past_us())
+
     def committed(self) -> None:
         """Remember that there is no way back."""
-        outermost = self._stack[0] if self._stack else None
+        if self._commits_tacitly:
+            self._was_stored = True
+            outermost = self._stack[0] if self._stack else None
+        else:
+            outermost = self._outermost
         if outermost is None or not outermost.read_only:
             self._note_commit()
         if outermost is not None:
@@ -429,12 +456,18 @@ class Scope(Stack):
             ConfigurationError: A suspended transaction may be on *bind* already, and all sessions there have one
                 connection.
         """
+        if self._tacit is not None:
+            return PLAIN
         if self._suspended is not None and (reason := shared(bind)) is not None:
             raise _no_second_connection(self._label, self._suspended, reason)
-        return None if self.current() is None else self._stack[0]
+        if not self._begin_if_planned():
+            return None
+        return self._stack[0] if self._stack else PLAIN
 
     def no_connection(self, error: Exception) -> Exception | None:
         """Doom the transaction that could not have a connection."""
+        if self._tacit is not None:
+            self._come_forward()
         if not self._stack:
             return None
         if self._runtime.strict or isinstance(error, ConfigurationError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -13,10 +12,11 @@ from weakref import WeakKeyDictionary, ref
 from sqlalchemy import Connection, Engine, NestedTransaction, event, inspect
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, UnboundExecutionError
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction, sessionmaker
-from sqlalchemy.orm.session import SessionTransactionState
+from sqlalchemy.orm.session import SessionTransactionState, _sessions
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from flask_uow._core.connection import (
+    PLAIN,
     Demands,
     Savepoints,
     Supervisor,
@@ -34,6 +34,7 @@ from flask_uow._core.connection import (
     in_front,
     listen_to_errors,
     measure,
+    observe,
     refuse_autocommit,
     relax,
     take,
@@ -56,6 +57,7 @@ __all__ = [
     "binds_of",
     "distinct_binds",
     "is_watched",
+    "observe_all",
     "rebind",
 ]
 
@@ -168,6 +170,9 @@ class Overseer(Supervisor, Protocol):
     def connected(self, connection: Connection) -> None:
         """Learn that the session has begun on a connection, and that it is ready."""
 
+    def lost(self) -> None:
+        """Learn that the session's transaction was ended past its own methods, and another has begun."""
+
     def committed(self) -> None:
         """Learn that the session's COMMIT has returned."""
 
@@ -226,20 +231,6 @@ _OF_A_TRANSACTION: Final = ("isolation_level", "postgresql_readonly", "postgresq
 _WATCHED: Final = "_flask_uow_watched"
 """The attribute of a session that is watched."""
 
-_OURS: Final = (
-    "commit",
-    "rollback",
-    "close",
-    "reset",
-    "begin",
-    "_connection_for_bind",
-    "_execute_internal",
-    _WATCHED,
-)
-"""The attributes that such a session has from us."""
-
-_NOTHING: Final = (None,) * len(_OURS)
-
 
 class WatchedSession:
     """A user's session whose end is ours to decide.
@@ -256,6 +247,19 @@ class WatchedSession:
     _failed: tuple[BaseException, Connection] | None = None
     """What went wrong in a COMMIT, and where."""
 
+    _passing: bool = False
+    _demands: Demands | None = None
+    """What is demanded of the connection that is about to begin."""
+
+    _is_sending: bool = False
+    """Whether all is flushed, and COMMIT is what is sent from here on."""
+
+    _kept: tuple[object, ...] = ()
+    """What was flushed outside any transaction. SQLAlchemy forgets what nobody else keeps."""
+
+    stopwatch: Stopwatch | None = None
+    """Measures the work of the database for the session's transaction, if anybody wants to know."""
+
     def __init__(self, session: Session, source: SessionSource, overseer: Overseer) -> None:
         _check(session)
         self.session = session
@@ -267,26 +271,16 @@ class WatchedSession:
         self.record: Record | None = None
         """What the session's transaction has changed, if anybody wants to know."""
 
-        self.stopwatch: Stopwatch | None = None
-        """Measures the work of the database for the session's transaction, if anybody wants to know."""
-
         self._taken: tuple[Connection, ...] = ()
         """The connections from a pool that its transaction, or the one before, has begun on."""
 
         self._root: SessionTransaction | None = None
         """The session's outermost transaction, or the last there was."""
 
+        self.at_large: SessionTransaction | None = None
+        """That, until it is ended here."""
+
         self._begun: SessionTransaction | None = None
-        self._passing = False
-        self._demands: Demands | None = None
-        """What is demanded of the connection that is about to begin."""
-
-        self._is_sending = False
-        """Whether all is flushed, and COMMIT is what is sent from here on."""
-
-        self._kept: tuple[object, ...] = ()
-        """What was flushed outside any transaction. SQLAlchemy forgets what nobody else keeps."""
-
         self._sent: list[Engine] = []
         """The engines that COMMIT was sent to, the last one perhaps in vain; where there are several."""
 
@@ -302,13 +296,14 @@ class WatchedSession:
         )
         _listen()
 
-        root = session.get_transaction()
+        root = None if session._transaction is None else session.get_transaction()
         if root is not None:
             # It has begun before we came.
             self.created(root)
             overseer.began(root)
             for connection in self.connections():
-                adopt(connection, overseer, bound=self._note_bound(root, connection))
+                bound = self._note(root, connection)
+                adopt(connection, overseer, bound=bound)
                 if overseer.wants_time():
                     self._measure(connection)
 
@@ -339,11 +334,14 @@ class WatchedSession:
 
         No event tells of the one before the connection has begun, nor of the other after the last flush.
         """
-        self._root = root
+        lost, self._root, self.at_large = self.at_large, root, root
+        if lost is not None:
+            self._overseer.lost()
         if self._taken:
             self._forget_connections()
-        setattr(root, "_connection_for_bind", self._provide)  # noqa: B010 - mypy refuses to assign methods
-        setattr(root, "_prepare_impl", self._prepare)  # noqa: B010 - as above
+        shadowed: Any = root
+        shadowed._connection_for_bind = self._provide
+        shadowed._prepare_impl = self._prepare
         self.stopwatch, self._kept = None, ()
         if self._overseer.wants_changes():
             self.track(root)
@@ -367,7 +365,9 @@ class WatchedSession:
     def _execute(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
         """Stand in for the method that all statements go through."""
         session = self.session
-        what = described(statement) if self._is_followed() else None
+        what = None
+        if (self.record is not None or self._overseer.wants_changes()) and self._is_followed():
+            what = described(statement)
         if what is not None:
             # Of an INSERT SQLAlchemy does not keep it by itself.
             kwargs["execution_options"] = {**(kwargs.get("execution_options") or {}), "preserve_rowcount": True}
@@ -383,11 +383,14 @@ class WatchedSession:
         return result
 
     def _is_followed(self) -> bool:
-        """Whether what is executed now is written down; if it is the first of a transaction, that begins with it."""
+        """Whether what is executed now is written down, where somebody wants changes.
+
+        If it is the first of a transaction, that begins with it.
+        """
         if self.record is not None:
             return True
         root = self.session.get_transaction()
-        return (root is None or not root._connections) and self._overseer.wants_changes()
+        return root is None or not root._connections
 
     def _prepare(self) -> None:
         """Stand in for the method that flushes before COMMIT, and listeners may swallow what goes wrong in that."""
@@ -430,11 +433,12 @@ class WatchedSession:
                 # A test's, perhaps, and the session is about to open a savepoint in it.
                 begin_at_once(bind)
         demands = self._demands = overseer.demands(bind)
-        if demands is not None and (demands.read_only or demands.isolation_level is not None):
+        is_plain = demands is PLAIN
+        if not is_plain and demands is not None and (demands.read_only or demands.isolation_level is not None):
             options = _with_ours(options or {}, execution_options(bind, demands), demands)
         try:
             connection = type(root)._connection_for_bind(root, bind, options)
-            if demands is None or demands._is_prelude:
+            if not is_plain and (demands is None or demands._is_prelude):
                 begun(connection)
             return connection
         except SQLAlchemyError as error:
@@ -490,35 +494,36 @@ class WatchedSession:
     def began(self, root: SessionTransaction, connection: Connection) -> None:
         """Watch a connection that the session has begun on."""
         overseer = self._overseer
-        overseer.began(root)
+        if self._demands is not PLAIN:
+            overseer.began(root)
         # Each is there under itself, and under its engine.
         if len(root._connections) > 2:  # noqa: PLR2004
             self._note_commits()
-        bound = self._note_bound(root, connection)
+        bound = self._note(root, connection)
         if self.session.twophase and not connection.get_nested_transaction():
             event.listen(connection, "prepare_twophase", _preparing)
             _prepared_for[connection] = overseer
         try:
-            take(connection, overseer, self._demands, bound=bound)
-            if overseer.wants_time():
+            take(connection, overseer, self._demands, bound)
+            if self._demands is not PLAIN and overseer.wants_time():
                 self._measure(connection)
         except Exception as error:
             overseer.no_connection(error)
             raise
-        overseer.connected(connection)
+        if overseer.has_observers():
+            overseer.connected(connection)
 
     def _measure(self, connection: Connection) -> None:
         self.stopwatch = self.stopwatch or Stopwatch()
         measure(connection, self.stopwatch)
 
-    def _note_bound(self, root: SessionTransaction, connection: Connection) -> bool:
-        """Return whether the session was given *connection* by its maker, and remember it."""
-        _, _, _, from_pool = root._connections[connection]
-        if from_pool:
+    def _note(self, root: SessionTransaction, connection: Connection) -> bool:
+        """Remember a connection, and return whether the session was given it by its maker."""
+        if root._connections[connection][3]:
             self._taken += (connection,)
-        else:
-            self._bound[connection] = None
-        return not from_pool
+            return False
+        self._bound[connection] = None
+        return True
 
     def _forget_connections(self) -> None:
         """Forget what was known of connections that are in their pool again."""
@@ -547,7 +552,8 @@ class WatchedSession:
 
     def committed(self) -> None:
         """Let the overseer know that COMMIT has returned, on every engine."""
-        self._sent.clear()
+        if self._sent:
+            self._sent.clear()
         self._overseer.committed()
 
     def connections(self) -> list[Connection]:
@@ -622,12 +628,17 @@ class WatchedSession:
         """Do what the session's own method does; one of the user's class may call others of its own."""
         if self._begun is not None:
             self._let_go(self._begun)
-        method = getattr(type(self.session), name)
-        self._passing = method is not getattr(Session, name)
-        try:
-            method(self.session)
-        finally:
-            self._passing = False
+        session = self.session
+        method = getattr(type(session), name)
+        if method is getattr(Session, name):
+            method(session)
+        else:
+            self._passing = True
+            try:
+                method(session)
+            finally:
+                self._passing = False
+        self.at_large = None
 
     def commit(self) -> None:
         """COMMIT, for real.
@@ -636,9 +647,17 @@ class WatchedSession:
             PartialCommitError: One of several engines has committed, and another could not.
         """
         self._failed = None
-        self._sent.clear()
+        if self._sent:
+            self._sent.clear()
         try:
-            self._for_real("commit")
+            session = self.session
+            commit = type(session).commit
+            if self._begun is None and commit is Session.commit:
+                # As in _for_real(): the way of most.
+                commit(session)
+                self.at_large = None
+            else:
+                self._for_real("commit")
         except BaseException as error:
             if self._is_sending and self._failed is None:
                 self._failed = self._failure_in(error)
@@ -708,6 +727,7 @@ class WatchedSession:
             self.session.dispatch.after_commit(self.session)
             root._remove_snapshot()
             root.close()
+            self.at_large = None
         except Exception:
             logger.exception("A listener failed after a COMMIT", extra=self._overseer.about())
             self.recover()
@@ -735,10 +755,12 @@ class WatchedSession:
                 extra=self._overseer.about(),
             )
             self.session.invalidate()
+            self.at_large = None
 
     def recover(self) -> None:
         """Make the session usable again after a COMMIT that returned, and a listener that did not."""
         Session.reset(self.session)
+        self.at_large = None
 
     def states(self) -> Collection[InstanceState[Any]]:
         """Return the states of the objects in the session."""
@@ -844,16 +866,19 @@ class WatchedSession:
             self._let_go(self._begun)
         if self.record is not None:
             untrack(self.session)
-        # It is done for each session, and a loop of ours costs four times as much.
-        deque(map(self.session.__dict__.pop, _OURS, _NOTHING), maxlen=0)
+        ours = self.session.__dict__
+        del ours["commit"], ours["rollback"], ours["close"], ours["reset"], ours["begin"], ours["_execute_internal"]
+        del ours[_WATCHED]
+        if "_connection_for_bind" in ours:
+            del ours["_connection_for_bind"]
         if self._taken:
             self._forget_connections()
         for connection in self._bound:
             give_back(connection, self._overseer)
         root, self._root = self._root, None
         if root is not None:
-            root.__dict__.pop("_connection_for_bind", None)
-            root.__dict__.pop("_prepare_impl", None)
+            shadowed: Any = root
+            del shadowed._connection_for_bind, shadowed._prepare_impl
 
     def release(self) -> None:
         """Close the session, and return its connection."""
@@ -875,6 +900,8 @@ def _with_ours(asked: Mapping[str, Any], ours: Mapping[str, Any], demands: Deman
 
 def _check(session: object) -> None:
     """Refuse what cannot be watched."""
+    if isinstance(session, Session) and _WATCHED not in session.__dict__ and session.autobegin:
+        return
     if not isinstance(session, Session):
         raise ConfigurationError(
             "sessions",
@@ -888,11 +915,10 @@ def _check(session: object) -> None:
             "context of a thread the same one: use a sessionmaker or flask_scoped_session, and one UnitOfWork a "
             "factory.",
         )
-    if not session.autobegin:
-        raise ConfigurationError(
-            "sessions",
-            "returned a session with autobegin=False. A UnitOfWork begins with the first use: leave autobegin out.",
-        )
+    raise ConfigurationError(
+        "sessions",
+        "returned a session with autobegin=False. A UnitOfWork begins with the first use: leave autobegin out.",
+    )
 
 
 _sent_by: WeakKeyDictionary[Connection, list[Engine]] = WeakKeyDictionary()
@@ -976,6 +1002,16 @@ def listen_to_flushes() -> None:
 def is_watched(session: Session) -> bool:
     """Whether a scope has *session* in its care."""
     return hasattr(session, _WATCHED)
+
+
+def observe_all() -> None:
+    """Tell the overseers of all sessions of what is sent over their connections, those that want to know of it."""
+    # A thread may open another meanwhile.
+    for reference in _sessions.valuerefs():
+        session = reference()
+        watched: WatchedSession | None = None if session is None else getattr(session, _WATCHED, None)
+        for connection in () if watched is None else watched.connections():
+            observe(connection)
 
 
 def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:

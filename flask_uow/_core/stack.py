@@ -13,9 +13,9 @@ from flask_uow._core.ending import Ending
 from flask_uow._core.guard import brief
 from flask_uow._core.hooks import Hook, Moment
 from flask_uow._core.options import Options
-from flask_uow._core.policy import Decision
+from flask_uow._core.policy import COMMIT, Decision
 from flask_uow._core.retry import NOTHING_BEFORE, Attempts, Baseline
-from flask_uow._core.runtime import Plan, Runtime
+from flask_uow._core.runtime import Plan
 from flask_uow._core.session import WatchedSession, listen_to_flushes
 from flask_uow._core.tracking import Span
 from flask_uow._core.transaction import State, Transaction
@@ -37,16 +37,14 @@ class _Asked:
 class Stack(Ending):
     """The transactions of one context, the innermost last. It ends what is in the session, and never opens one."""
 
+    _plan: Plan | None
+    _planned: Transaction | None
+    _attempts: Attempts | None
+    """Those of which the planned transaction is one."""
+
     _asked: _Asked | None = None
     _begun_for: int = 0
     """The number of the attempt whose planned transaction has begun; what follows a commit by hand is another."""
-
-    def __init__(self, runtime: Runtime, plan: Plan | None = None) -> None:
-        super().__init__(runtime)
-        self._plan = plan
-        self._planned: Transaction | None = None
-        self._attempts: Attempts | None = None
-        """Those of which the planned transaction is one."""
 
     # What is active
 
@@ -58,9 +56,45 @@ class Stack(Ending):
         """
         if self._stack:
             return self._stack[-1]
+        if self._tacit is not None:
+            return self._come_forward()
         if self._plan is None or self._draining is not None or self._telling:
             return None
         return self._begin_planned(self._plan)
+
+    def _begin_if_planned(self) -> bool:
+        """Begin what is planned, unless it has, and return whether there is a transaction.
+
+        One that is plain is there tacitly: an object is made of it when somebody wants to know of it.
+        """
+        if self._stack or self._tacit is not None:
+            return True
+        plan = self._plan
+        if plan is None or self._draining is not None or self._telling:
+            return False
+        watched = self._watched
+        if (
+            plan.is_plain
+            and (watched is None or watched.session._transaction is None)
+            and self._attempts is None
+            and self._runtime.is_plain
+            and not self._has_listeners()
+        ):
+            self._tacit = plan
+        else:
+            self._begin_planned(plan)
+        return True
+
+    def _come_forward(self) -> Transaction:
+        plan, self._tacit = self._tacit, None
+        if plan is not None:
+            transaction = self._planned = Transaction(plan.options, plan.label, by_block=plan.by_block)
+            transaction._stored, transaction._sent_at = self._was_stored, self._sent_at
+            self._push(transaction)
+            if self._watched is not None and self._watched.at_large is not None:
+                # That has ended, perhaps, and not by us.
+                transaction._root, transaction._has_begun = self._watched.at_large, True
+        return self._stack[0]
 
     def _begin_planned(self, plan: Plan) -> Transaction:
         planned = self._planned = Transaction(plan.options, plan.label, by_block=plan.by_block)
@@ -118,7 +152,10 @@ class Stack(Ending):
         self._attempts = attempts
         if attempts is None:
             self._asked, self._begun_for = None, 0
-        elif self._planned is None or self._planned not in self._stack:
+            return
+        if self._tacit is not None:
+            self._come_forward()
+        if self._planned is None or self._planned not in self._stack:
             if self._asked is not None:
                 self.current()
         else:
@@ -155,6 +192,8 @@ class Stack(Ending):
 
     def discard(self, baseline: Baseline) -> None:
         """Roll back what is left of an attempt, and empty the session, but for what was there before."""
+        if self._tacit is not None:
+            self._come_forward()
         if self._stack:
             self._roll_back_all(None)
         elif self._in_transaction() and self._watched is not None:
@@ -235,6 +274,12 @@ class Stack(Ending):
 
     def replan(self, plan: Plan | None) -> None:
         """Let another plan, or none, hold for the transactions to come."""
+        if self._tacit is not None:
+            # What has begun keeps the plan that it has begun by.
+            if self.has_planned():
+                self._come_forward()
+            else:
+                self._tacit = None
         self._plan = plan
 
     def begin(self, options: Options, label: str, attempts: Attempts | None = None) -> Transaction:
@@ -248,44 +293,79 @@ class Stack(Ending):
         transaction._attempts = attempts
         return self._push(self._made_fit(transaction))
 
-    @property
-    def planned(self) -> Transaction | None:
-        """The planned transaction, if there is anything to end.
+    def has_planned(self) -> bool:
+        """Whether there is anything of the planned transaction to end.
 
         A session that was used without asking for it again has begun by itself, and counts.
         """
+        if self._stack:
+            return self._planned in self._stack
+        if self._tacit is not None:
+            return self._watched is not None and self._watched.at_large is not None
+        return self._plan is not None and self._in_transaction()
+
+    @property
+    def planned(self) -> Transaction | None:
+        """The planned transaction, if there is anything to end."""
         if not self._stack:
-            if self._plan is None or not self._in_transaction():
+            if not self.has_planned():
+                self._tacit = None
                 return None
             with suppress(Exception):
                 # It is doomed then, and tells so when it ends.
                 self.current()
         return self._planned if self._planned in self._stack else None
 
-    @property
     def is_open(self) -> bool:
         """Whether there is a transaction, or work in the session outside any."""
-        return bool(self._stack) or self._in_transaction()
+        watched = self._watched
+        if self._stack or watched is None:
+            return bool(self._stack)
+        return watched.session._transaction is not None or (self._tacit is not None and self.has_planned())
 
     @property
     def is_doomed(self) -> bool:
         """Whether the planned transaction can no longer commit."""
         return self._planned in self._stack and self._stack[0].state is State.DOOMED
 
-    def settle(
-        self, planned: Transaction | None, decision: Decision, error: BaseException | None, then: Plan | None
-    ) -> None:
+    def settle(self, decision: Decision, error: BaseException | None, then: Plan | None) -> None:
         """End the planned transaction, if there is anything to end.
 
         Args:
-            planned: That, as `planned` has it.
             decision: Whether to keep its work.
             error: What was raised, if it was.
             then: The plan for what comes after, hooks included.
         """
+        watched = self._watched
+        if (
+            self._tacit is not None
+            and watched is not None
+            and watched.at_large is watched.session._transaction
+            and not self._has_listeners()
+        ):
+            # Nobody has begun to listen since it has begun, and it has not ended past us.
+            self._plan = then
+            try:
+                if decision is COMMIT:
+                    self._commit(None, error)
+                else:
+                    self._roll_back_tacitly(watched, error)
+            finally:
+                self._tacit = self._planned = None
+                self._was_stored = False
+            return
+        planned = self.planned
         self._plan, self._planned = then, None
         if planned is not None:
             self.end(planned, decision, error)
+
+    def _has_listeners(self) -> bool:
+        """Whether anybody may want to know of a transaction."""
+        runtime = self._runtime
+        notify = runtime.notify
+        if not notify.has_had_listeners and not notify.observers and not runtime.recorders:
+            return False
+        return bool(runtime.recorders) or notify.has_listeners()
 
 
 def run_now(hook: Hook) -> None:

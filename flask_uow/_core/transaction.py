@@ -23,7 +23,16 @@ from flask_uow._core.retry import Attempts
 from flask_uow._core.tracking import Span
 from flask_uow.errors import ConfigurationError
 
-__all__ = ["Doom", "Joined", "Outcome", "State", "Transaction", "deadline_of", "outside_any_block"]
+__all__ = [
+    "Doom",
+    "Joined",
+    "Outcome",
+    "State",
+    "Transaction",
+    "deadline_of",
+    "ended_past_us",
+    "outside_any_block",
+]
 
 
 class Outcome(StrEnum):
@@ -69,6 +78,11 @@ class Doom:
     def is_final(self) -> bool:
         """Whether no database can be asked what it makes of the error."""
         return isinstance(self.error, ConfigurationError)
+
+
+def ended_past_us() -> Doom:
+    """Return what dooms a transaction whose session was ended without a word to us."""
+    return Doom("its session was ended past flask_uow, and what became of its work is not known", None)
 
 
 def deadline_of(options: Options, label: str) -> Deadline | None:

@@ -16,10 +16,10 @@ from sqlalchemy import Connection, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
-from flask_uow._core.connection import Statement, observe
+from flask_uow._core.connection import Statement
 from flask_uow._core.events import Committing, Connected, Event, Sending
 from flask_uow._core.isolation import is_isolated
-from flask_uow._core.session import shared
+from flask_uow._core.session import observe_all, shared
 from flask_uow.errors import ConfigurationError
 from flask_uow.extension import UnitOfWork
 
@@ -112,7 +112,7 @@ class Injection:
     def __enter__(self) -> Self:
         if self not in self._uow._observers:
             self._uow._observers.append(self)
-        observe()
+        observe_all()
         return self
 
     def __exit__(

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple
 
 from flask_uow._core.changes import BulkChange, Change, ChangeSet
-from flask_uow._core.connection import observe
 from flask_uow._core.events import (
     AfterCommit,
     AfterRollback,
@@ -25,6 +24,7 @@ from flask_uow._core.events import (
 )
 from flask_uow._core.faults import said
 from flask_uow._core.options import name_of
+from flask_uow._core.session import observe_all
 from flask_uow._core.tracking import listen_to_writes
 from flask_uow._core.transaction import Outcome, Transaction
 from flask_uow.context import current_endpoint
@@ -253,7 +253,7 @@ class _Record:
         self._recordings.append(recording)
         listen_to_writes()
         self._uow._observers.append(recording)
-        observe()
+        observe_all()
         return recording
 
     def __exit__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from datetime import datetime
+from inspect import signature
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -61,6 +62,7 @@ class Events(list[Event]):
 
     observers: Collection[Observer] = ()
     audience: Mapping[type[Event], Collection[Any]] = defaultdict(lambda: ("somebody",))
+    has_had_listeners: Collection[Any] = ("somebody",)
 
     def wants(self, kind: type[Event], /) -> bool:
         return kind not in (Connected, Sending, Committing, HookRan)
@@ -70,6 +72,9 @@ class Events(list[Event]):
 
     def wants_changes(self) -> bool:
         return any(map(self.wants, (BeforeCommit, AfterCommit, AfterRollback)))
+
+    def has_listeners(self) -> bool:
+        return True
 
     @property
     def names(self) -> list[str]:
@@ -93,11 +98,15 @@ class Deaf:
 
     observers: Collection[Observer] = ()
     audience: Mapping[type[Event], Collection[Any]] = defaultdict(tuple)
+    has_had_listeners: Collection[Any] = ()
 
     def wants(self, kind: type[Event], /) -> bool:
         return False
 
     def wants_changes(self) -> bool:
+        return False
+
+    def has_listeners(self) -> bool:
         return False
 
     def __call__(self, event: Event, /) -> None:
@@ -176,9 +185,21 @@ def events() -> Events:
     return Events()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Let tests that do not look at the events run without listeners, too: a plain transaction is tacit then."""
+    if "runtime" in metafunc.fixturenames and "notify" not in vars(metafunc.module):
+        kinds = [Events] if "events" in signature(metafunc.function).parameters else [Events, Deaf]
+        metafunc.parametrize("notify", kinds, ids=lambda kind: kind.__name__.lower(), indirect=True)
+
+
 @pytest.fixture
-def runtime(engine: Engine, events: Events) -> Runtime:
-    return make_runtime(engine, events)
+def notify(request: pytest.FixtureRequest, events: Events) -> Notify:
+    return events if request.param is Events else Deaf()
+
+
+@pytest.fixture
+def runtime(engine: Engine, notify: Notify) -> Runtime:
+    return make_runtime(engine, notify)
 
 
 @pytest.fixture

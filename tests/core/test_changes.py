@@ -27,6 +27,12 @@ LADY_SUSAN = {"id": 2, "title": "Lady Susan", "printed": None}
 
 
 @pytest.fixture
+def notify(events: Events) -> Events:
+    """Who listens: changes are followed for nobody else."""
+    return events
+
+
+@pytest.fixture
 def told(runtime: Runtime, events: Events) -> ChangeSet:
     """The changes of a transaction that is over. Nobody has looked at them yet."""
     with block(runtime) as session:

@@ -189,7 +189,7 @@ def test_refused_in_a_view(scope: Scope) -> None:
     with pytest.raises(ManualTransactionControlError, match=r"inside index\(\)"):
         session.commit()
 
-    scope.settle(scope.planned, ROLLBACK, None, None)
+    scope.settle(ROLLBACK, None, None)
 
 
 def test_refused_in_a_block_under_a_policy(scope: Scope, engine: Engine) -> None:
@@ -201,7 +201,7 @@ def test_refused_in_a_block_under_a_policy(scope: Scope, engine: Engine) -> None
         with pytest.raises(ManualTransactionControlError, match=r"inside transfer\(\)"):
             session.commit()
 
-    scope.settle(scope.planned, COMMIT, None, None)
+    scope.settle(COMMIT, None, None)
     assert titles(engine) == ["Emma"]
 
 
@@ -356,7 +356,7 @@ def test_allowed_in_a_view(scope: Scope, engine: Engine) -> None:
     session.commit()
     session.add(Book(title="Persuasion"))
 
-    scope.settle(scope.planned, ROLLBACK, None, None)
+    scope.settle(ROLLBACK, None, None)
 
     assert titles(engine) == ["Emma"]
 
@@ -431,7 +431,7 @@ def test_hooks_of_a_commit_by_hand(scope: Scope) -> None:
     during = list(calls)
     on_commit(scope, calls.append, "second")
 
-    scope.settle(scope.planned, COMMIT, None, None)
+    scope.settle(COMMIT, None, None)
 
     assert during == ["first"]
     assert calls == ["first", "second"]
@@ -570,4 +570,4 @@ def test_failing_commit_without_a_session(engine: Engine) -> None:
     with engine.connect() as connection:
         scope.commit_failed(LookupError(), connection)
 
-    assert not scope.is_open
+    assert not scope.is_open()

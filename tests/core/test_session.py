@@ -86,7 +86,11 @@ class Watcher:
     def demands(self, bind: Engine | Connection) -> Demands | None:
         return self.asked
 
-    is_observed = False
+    def has_observers(self) -> bool:
+        return False
+
+    def is_observed(self) -> bool:
+        raise AssertionError
 
     def sending(self, connection: Connection, statement: Statement) -> None:
         raise AssertionError
@@ -95,7 +99,7 @@ class Watcher:
         raise AssertionError
 
     def connected(self, connection: Connection) -> None:
-        """Nothing: nobody observes it."""
+        raise AssertionError
 
     def wants_changes(self) -> bool:
         return False
@@ -108,6 +112,9 @@ class Watcher:
 
     def about(self) -> dict[str, Any]:
         return {}
+
+    def lost(self) -> None:
+        raise AssertionError
 
     def tracked(self, record: Record) -> None:
         raise AssertionError

@@ -31,6 +31,7 @@ from tests.core.conftest import (
     ROLLBACK,
     VIEW,
     Book,
+    Deaf,
     Events,
     Reacting,
     block,
@@ -77,7 +78,7 @@ def test_settle(scope: Scope, engine: Engine, decision: Decision, kept: list[str
 
     planned = scope.planned
 
-    scope.settle(scope.planned, decision, None, REQUEST)
+    scope.settle(decision, None, REQUEST)
 
     assert planned is not None
     assert planned.outcome is not None
@@ -91,7 +92,7 @@ def test_settle_nothing(scope: Scope) -> None:
 
     assert scope.planned is None
 
-    scope.settle(scope.planned, COMMIT, None, None)
+    scope.settle(COMMIT, None, None)
 
     assert scope.current() is None
 
@@ -100,9 +101,9 @@ def test_settle_twice(scope: Scope, engine: Engine) -> None:
     """A planned transaction is ended once."""
     scope.replan(VIEW)
     scope.session.add(Book(title="Emma"))
-    scope.settle(scope.planned, COMMIT, None, None)
+    scope.settle(COMMIT, None, None)
 
-    scope.settle(scope.planned, ROLLBACK, None, None)
+    scope.settle(ROLLBACK, None, None)
 
     assert scope.planned is None
     assert titles(engine) == ["Emma"]
@@ -113,7 +114,7 @@ def test_settle_leaves_blocks_alone(scope: Scope, engine: Engine) -> None:
     with block(scope) as session:
         session.add(Book(title="Emma"))
         assert scope.planned is None
-        scope.settle(scope.planned, ROLLBACK, None, None)
+        scope.settle(ROLLBACK, None, None)
 
     assert titles(engine) == ["Emma"]
 
@@ -129,7 +130,7 @@ def test_settle_a_session_that_began_by_itself(
     session.commit()
     session.add(Book(title="Persuasion"))
 
-    scope.settle(scope.planned, decision, None, None)
+    scope.settle(decision, None, None)
 
     assert titles(engine) == kept
 
@@ -142,7 +143,7 @@ def test_settle_with_an_error(scope: Scope, events: Events) -> None:
     scope.session.add(Book(title="Emma"))
     on_rollback(scope, told.append)
 
-    scope.settle(scope.planned, ROLLBACK, error, None)
+    scope.settle(ROLLBACK, error, None)
 
     assert told == [error]
     assert [event.error for event in events if isinstance(event, AfterRollback | Completed)] == [error, error]
@@ -155,7 +156,6 @@ def test_settle_with_an_error(scope: Scope, events: Events) -> None:
         (None, lambda scope: scope.session.connection(), False),
         (REQUEST, lambda _: None, False),
         (REQUEST, lambda scope: scope.current(), True),
-        (REQUEST, lambda scope: scope.session, True),
         (VIEW, lambda scope: on_commit(scope, print), True),
         (REQUEST, lambda scope: (scope.replan(None), scope.session.connection(), scope.replan(REQUEST)), True),
     ],
@@ -168,6 +168,18 @@ def test_planned(scope: Scope, plan: Plan | None, use: Callable[[Scope], object]
 
     assert (scope.planned is not None) is needed
     scope.replan(None)
+
+
+@pytest.mark.parametrize("listener", [Events, Deaf])
+def test_opened_is_begun_for_listeners(engine: Engine, listener: type[Events | Deaf]) -> None:
+    """Who listens is told of a transaction from the first look at its session, and of its end; else it begins later."""
+    scope = Scope(make_runtime(engine, listener()), VIEW)
+    _ = scope.session
+
+    assert scope.has_planned() is (listener is Events)
+    assert (scope.planned is not None) is (listener is Events)
+    scope.replan(None)
+    scope.close()
 
 
 def test_end_with_unfinished_savepoints(scope: Scope, engine: Engine) -> None:
@@ -561,7 +573,7 @@ def test_hooks_of_a_hook_in_a_plan(scope: Scope) -> None:
     scope.replan(VIEW)
     on_commit(scope, lambda: on_commit(scope, calls.append, "second"))
 
-    scope.settle(scope.planned, COMMIT, None, REQUEST)
+    scope.settle(COMMIT, None, REQUEST)
 
     assert calls == ["second"]
     assert scope.planned is None

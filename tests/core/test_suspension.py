@@ -246,7 +246,7 @@ def test_settled_while_suspended(runtime: Runtime, engine: Engine) -> None:
     forgotten.__enter__()
 
     with pytest.raises(UnexpectedRollbackError, match="forgotten inside it was never left"):
-        scope.settle(scope.planned, COMMIT, None, None)
+        scope.settle(COMMIT, None, None)
 
     scope.close()
     assert titles(engine) == []

@@ -38,6 +38,12 @@ from flask_uow._core.transaction import Transaction
 from tests.core.conftest import NESTED, Book, Deaf, Events, block, make_runtime
 
 
+@pytest.fixture
+def notify(events: Events) -> Events:
+    """Who listens: changes are followed for nobody else."""
+    return events
+
+
 class Base(DeclarativeBase):
     pass
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
+from flask import Flask
 from sqlalchemy import Engine, create_engine, event, insert, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
@@ -80,6 +82,24 @@ def test_one_fails(engine: Engine, other: Engine, db: UnitOfWork) -> None:
 
     assert seen == {IntegrityError, PartialCommitError}
     assert loans(other) == 0
+
+
+def test_failure_after_a_partial_commit(app: Flask, engine: Engine, other: Engine, db: UnitOfWork) -> None:
+    """What a session has committed in part before has nothing to do with what fails in it afterwards."""
+    db.init_app(app)
+
+    with app.app_context():
+        for number in range(200):
+            with suppress(IntegrityError, PartialCommitError), db.transaction() as session:
+                session.add(Book(title=f"number {number}"))
+                session.add(Loan(book_id=404))
+            if count(engine):
+                break
+        event.listen(db.session, "before_commit", raising(LookupError), once=True)
+        with pytest.raises(LookupError), db.transaction() as session:
+            session.add(Book(title="another"))
+
+    assert (count(engine), loans(other)) == (1, 0)
 
 
 def test_a_flush_that_fails_is_no_partial_commit(engine: Engine, other: Engine, db: UnitOfWork) -> None:

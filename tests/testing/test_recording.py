@@ -166,6 +166,18 @@ def test_commit_by_hand(any_shop: Shop) -> None:
     recording.assert_committed()
 
 
+def test_another_unit_of_work(shop: Shop) -> None:
+    """What another UnitOfWork has begun, and goes on with, is not recorded."""
+    another = UnitOfWork(sessionmaker(shop.engine))
+
+    with another.transaction() as session:
+        session.scalars(select(Book)).all()
+        with record(shop.uow) as recording:
+            session.scalars(select(Book)).all()
+
+    assert recording.statements == []
+
+
 def test_statement_that_is_refused_is_not_sent(shop: Shop) -> None:
     """What a read-only transaction refuses was not sent."""
     with (
