@@ -66,6 +66,7 @@ class Plan:
         "entity",
         "fresh",
         "links",
+        "only",
         "tables",
         "version",
         "volatile",
@@ -94,6 +95,9 @@ class Plan:
             tables.append((layout, _reader(keys)))
         self.tables: tuple[tuple[Layout, Callable[[Source], Row]], ...] = tuple(tables)
         """The tables in which an instance has a row, and how that is made of its values."""
+
+        self.only = (tables[0][0], tuple_getter(keys)) if len(tables) == 1 else None
+        """The table, if it is one, and what makes the row if all values are there. It raises KeyError if not."""
 
         self._key = tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)
         self._deferred = frozenset(key for key, prop in properties.items() if prop.deferred and not prop.active_history)
@@ -276,9 +280,9 @@ def forget_plans(*_event: object) -> None:
 
 def plan_of(mapper: Mapper[Any]) -> Plan:
     """Return the plan of a mapper; made once, and again when any class has got more."""
-    plan: Plan | None = vars(mapper).get(_PLAN)
+    plan: Plan | None = mapper.__dict__.get(_PLAN)
     if plan is None or plan.version != _version:
-        plan = vars(mapper)[_PLAN] = Plan(mapper)
+        plan = mapper.__dict__[_PLAN] = Plan(mapper)
     return plan
 
 

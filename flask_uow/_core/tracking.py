@@ -31,13 +31,15 @@ class _Kind(Enum):
 
     UPDATE = "update"
     DELETE = "delete"
+    REMOVE = "remove"
+    """Delete one of which all is known, so that its row is made already."""
 
 
-_INSERT, _GIVE_WAY, _REPLACE, _UPDATE, _DELETE = _Kind
+_INSERT, _GIVE_WAY, _REPLACE, _UPDATE, _DELETE, _REMOVE = _Kind
 
-_Write = tuple[State, Connection, _Kind, Plan, Source, Source]
+_Write = tuple[State, Connection, _Kind, Plan, Any, Source]
 """An object, over which connection, what a flush does to it, how its rows are read, and the values that are replaced or
-removed, and others that may be."""
+removed, and others that may be. Of one that is removed it is the row."""
 
 _NOTHING: Final[Source] = {}
 
@@ -176,6 +178,15 @@ class Record:
     def deletes(self, mapper: Mapper[Any], connection: Connection, state: State) -> None:
         """Learn that an object will be deleted."""
         plan = plan_of(mapper)
+        if plan.only is not None and not state.committed_state and not plan.copied and not plan.links:
+            try:
+                row = plan.only[1](state.dict)
+            except KeyError:
+                # Not all of it is loaded.
+                pass
+            else:
+                self._writes.append((state, connection, _REMOVE, plan, row, _NOTHING))
+                return
         self._writes.append((state, connection, _DELETE, plan, plan.deleted(state, connection), _NOTHING))
 
     # What the session tells, when it has written
@@ -191,6 +202,10 @@ class Record:
         entries: list[Entry] = []
         append = entries.append
         for state, _, kind, plan, olds, known in writes:
+            only = plan.only
+            if kind is _REMOVE and only is not None:
+                append((only[0], plan.entity, olds, None))
+                continue
             is_removed = kind is _DELETE or kind is _GIVE_WAY
             if plan.links:
                 linked.append((state, plan, is_removed))
@@ -203,23 +218,32 @@ class Record:
                 if kind is _INSERT:
                     after = plan.fresh | now
                 elif kind is _UPDATE:
-                    # What was written since we looked is in the committed state alone.
-                    before = now | state.committed_state
-                    if known:
-                        before.update(known)
-                    before.update(olds)
+                    before = now | olds
+                    if known or len(state.committed_state) > len(olds):
+                        # What was written since we looked is in the committed state alone.
+                        before = {**now, **state.committed_state, **known, **olds}
                 else:
                     before, after = olds, olds | now
             if plan.copied:
                 written = {**olds, **state.committed_state} if kind is _UPDATE else None
                 before = None if before is None else plan.detach(before, written)
                 after = None if after is None else plan.detach(after, written)
+            if only is not None:
+                layout, take = only
+                try:
+                    was = None if before is None else take(before)
+                    append((layout, plan.entity, was, None if after is None else take(after)))
+                except KeyError:
+                    # Not all of it is loaded.
+                    pass
+                else:
+                    continue
             for layout, read in plan.tables:
                 was = None if before is None else read(before)
                 append((layout, plan.entity, was, None if after is None else read(after)))
         if linked:
             entries.extend((layout, None, was, has) for layout, was, has in _linked(session, flush, linked))
-        self._add(entries, {connection: None for _, connection, *_ in writes})
+        self._add(entries, {write[1]: None for write in writes})
 
     def executed(self, what: Described, statement: object, parameters: object, result: object) -> None:
         """Write down what a statement has done."""
@@ -290,7 +314,7 @@ def _fetch(writes: Iterable[_Write]) -> dict[State, Source]:
     sources: dict[State, Source] = {}
     missing: dict[tuple[Connection, Plan, tuple[str, ...]], list[Source]] = {}
     for state, connection, kind, plan, olds, _ in writes:
-        if kind is not _DELETE and kind is not _GIVE_WAY:
+        if kind is not _DELETE and kind is not _GIVE_WAY and kind is not _REMOVE:
             keys = plan.missing(state, None if kind is _INSERT else olds)
             if keys:
                 sources[state] = olds | state.dict
