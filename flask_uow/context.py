@@ -191,7 +191,7 @@ def _find_slot(context: Any) -> Slot:
     if slot is None:
         slot = _new_slot(context)
         if pairs is None:
-            setattr(context, _SLOT, slot)
+            context._flask_uow_slot = slot
         else:
             pairs[context] = slot
     return slot

@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException, InternalServerError
 
 from flask_uow._core.events import Observer
 from flask_uow._core.once import once
-from flask_uow._core.policy import COMMIT, ROLLBACK, Decision, on_error, on_status
+from flask_uow._core.policy import COMMIT, FIRST_ERROR_STATUS, ROLLBACK, Decision, on_error, on_status
 from flask_uow._core.recording import Recorder
 from flask_uow._core.retry import NOTHING_BEFORE, Attempt, Attempts
 from flask_uow._core.runtime import HookErrors, Plan, Runtime
@@ -68,6 +68,10 @@ __all__ = ["Dispatch", "Managed"]
 logger = logging.getLogger("flask_uow.requests")
 
 _NOTHING: Final = object()
+
+
+Decide = Callable[["Managed", Slot, Any], Decision]
+"""Decides for one UnitOfWork, whose place is in the slot, by a response or an error."""
 
 
 class Managed:
@@ -206,6 +210,40 @@ class Managed:
         """Decide by what a view raised."""
         plan = self.request_plan(slot).view
         return ROLLBACK if plan is None else on_error(error, plan.options, self._judge)
+
+    def on_rest(self, slot: Slot, response: Response) -> Decision:
+        """Decide for what was done outside the view, which only the app-wide policy covers."""
+        return ROLLBACK if self.request_plan(slot).rest is None else self.on_response(slot, response)
+
+    def on_failure(self, _slot: Slot, _error: BaseException) -> Decision:
+        """Keep nothing."""
+        return ROLLBACK
+
+    def end(self, scope: Scope, slot: Slot, decide: Decide, subject: Any, error: BaseException | None) -> None:
+        """End the planned transaction, if there is anything to end; after a failure, by a rollback.
+
+        Args:
+            scope: The scope of the UnitOfWork.
+            slot: The slot that it is in.
+            decide: Decides whether to keep the work.
+            subject: By what: a response, or an error.
+            error: What was raised, if it was.
+
+        Raises:
+            HookError: Hooks failed, and are to raise.
+        """
+        then = self.plan_in(slot)
+        if not scope.has_planned():
+            scope.settle(ROLLBACK, error, then)
+            return
+        try:
+            follows = slot.attempts is not None and slot.attempts.follows
+            scope.settle(ROLLBACK if follows else decide(self, slot, subject), error, then)
+        except HookError:
+            raise
+        except BaseException as failure:
+            scope.settle(ROLLBACK, failure, then)
+            raise
 
     def _judge(self, error: BaseException) -> Decision | None:
         """Judge ``abort()`` by its own response, like a response that is returned."""
@@ -477,8 +515,8 @@ class Dispatch:
         return [(managed, scopes[managed]) for managed in self.managed.values() if managed in scopes]
 
     def _settle_view(self, slot: Slot, carrier: Carrier, value: Any) -> Any:
-        for each in slot.scopes.items():
-            if each[1].has_planned():
+        for scope in slot.scopes.values():
+            if scope.has_planned():
                 break
         else:
             carrier._flask_uow_phase = AFTER_VIEW
@@ -487,15 +525,8 @@ class Dispatch:
 
         response = self._app.make_response(value)
         carrier._flask_uow_phase = AFTER_VIEW
-
-        def decide(managed: Managed, slot: Slot) -> Decision:
-            return managed.on_response(slot, response)
-
         try:
-            if len(slot.scopes) == 1:
-                _end_planned(*each, slot, decide, None)
-            else:
-                self._settle(slot, decide, None)
+            self._settle(slot, Managed.on_response, response, None)
         except BaseException:
             response.close()
             raise
@@ -504,14 +535,14 @@ class Dispatch:
     def _roll_back(self, carrier: Carrier, error: BaseException) -> None:
         slot = carrier._flask_uow_in_use
         if slot is not None:
-            self._settle(slot, _roll_back, error)
+            self._settle(slot, Managed.on_failure, error, error)
 
     def _settle_error(self, carrier: Carrier, error: BaseException) -> None:
         carrier._flask_uow_phase = AFTER_VIEW
         slot = carrier._flask_uow_in_use
         if slot is None:
             return
-        self._settle(slot, lambda managed, slot: managed.on_error(slot, error), error)
+        self._settle(slot, Managed.on_error, error, error)
         # What its handler does in a session that is clean is another matter.
         left = [scope for scope in slot.scopes.values() if scope.leftovers() is not None]
         if left and not (isinstance(error, HTTPException) and _is_success(error.get_response())):
@@ -545,7 +576,7 @@ class Dispatch:
             if scope.is_open():
                 break
         else:
-            if not _is_success(response):
+            if response.status_code >= FIRST_ERROR_STATUS:
                 _expect_rollback(slot)
             return
         try:
@@ -556,18 +587,13 @@ class Dispatch:
             raise
 
     def _settle_rest(self, carrier: Carrier, response: Response) -> None:
-        """Settle what was done outside the view, which only the app-wide policy covers."""
-
-        def decide(managed: Managed, slot: Slot) -> Decision:
-            covered = managed.request_plan(slot).rest is not None
-            return managed.on_response(slot, response) if covered else ROLLBACK
-
+        """Settle what was done outside the view."""
         carrier._flask_uow_phase = AFTER_VIEW
         slot = carrier._flask_uow_in_use
         if slot is not None:
-            self._settle(slot, decide, None)
+            self._settle(slot, Managed.on_rest, response, None)
 
-    def _settle(self, slot: Slot, decide: Decide, error: BaseException | None) -> None:
+    def _settle(self, slot: Slot, decide: Decide, subject: Any, error: BaseException | None) -> None:
         """End the planned transactions of all, in the order in which they were initialised.
 
         Raises:
@@ -577,9 +603,9 @@ class Dispatch:
         if len(slot.scopes) == 1:
             # Hooks may use another meanwhile, which has nothing to settle here.
             [(managed, scope)] = slot.scopes.items()
-            _settle_one(managed, scope, slot, decide, error)
+            managed.end(scope, slot, decide, subject, error)
             return
-        settlement = _Settlement(slot, decide, error)
+        settlement = _Settlement(slot, decide, subject, error)
         # What cannot commit is known before anything does.
         for managed, scope in sorted(self._scopes_in(slot), key=lambda each: not each[1].is_doomed):
             settlement.end(managed, scope)
@@ -627,43 +653,15 @@ def _close_answer(value: Any) -> None:
         close()
 
 
-Decide = Callable[[Managed, Slot], Decision]
-"""Decides for one UnitOfWork, whose place is in the slot."""
-
-
-def _settle_one(managed: Managed, scope: Scope, slot: Slot, decide: Decide, error: BaseException | None) -> None:
-    """End the planned transaction of *managed*, if there is anything to end.
-
-    Raises:
-        HookError: Hooks failed, and are to raise.
-    """
-    if scope.has_planned():
-        _end_planned(managed, scope, slot, decide, error)
-    else:
-        scope.settle(ROLLBACK, error, managed.plan_in(slot))
-
-
-def _end_planned(managed: Managed, scope: Scope, slot: Slot, decide: Decide, error: BaseException | None) -> None:
-    """End the planned transaction of *managed*; after a failure, by a rollback."""
-    then = managed.plan_in(slot)
-    try:
-        follows = slot.attempts is not None and slot.attempts.follows
-        scope.settle(ROLLBACK if follows else decide(managed, slot), error, then)
-    except HookError:
-        raise
-    except BaseException as failure:
-        scope.settle(ROLLBACK, failure, then)
-        raise
-
-
 class _Settlement:
     """The end of one request's planned transactions, one UnitOfWork after the other."""
 
-    __slots__ = ("_committed", "_decide", "_error", "_failure", "_hook_error", "_slot")
+    __slots__ = ("_committed", "_decide", "_error", "_failure", "_hook_error", "_slot", "_subject")
 
-    def __init__(self, slot: Slot, decide: Decide, error: BaseException | None) -> None:
+    def __init__(self, slot: Slot, decide: Decide, subject: Any, error: BaseException | None) -> None:
         self._slot = slot
         self._decide = decide
+        self._subject = subject
         self._error = error
         self._committed: list[str] = []
         self._failure: tuple[str, BaseException] | None = None
@@ -672,9 +670,9 @@ class _Settlement:
     def end(self, managed: Managed, scope: Scope) -> None:
         """End the transaction of *managed*; after a failure, by a rollback."""
         transaction = scope.planned
-        decide = self._decide if self._failure is None else _roll_back
+        decide = self._decide if self._failure is None else Managed.on_failure
         try:
-            _settle_one(managed, scope, self._slot, decide, self._error)
+            managed.end(scope, self._slot, decide, self._subject, self._error)
         except HookError as error:
             self._hook_error = self._hook_error or error
         except BaseException as error:  # noqa: BLE001 - raised by tell(), when the others are settled too
@@ -688,7 +686,7 @@ class _Settlement:
         if self._failure is not None:
             name, error = self._failure
             # Its traceback will have our frame, and we are not to have the error then.
-            self._failure = self._error = None
+            self._failure = self._error = self._subject = None
             if self._committed and isinstance(error, CommitOutcomeUnknownError):
                 error.add_note(f"Committed before it: {', '.join(map(repr, self._committed))}.")
             elif self._committed and name not in self._committed and isinstance(error, Exception):
@@ -701,13 +699,9 @@ class _Settlement:
             raise self._hook_error
 
 
-def _roll_back(_managed: Managed, _slot: Slot) -> Decision:
-    return ROLLBACK
-
-
 def _is_success(response: Any) -> bool:
     status: int = response.status_code
-    return on_status(status) is COMMIT
+    return status < FIRST_ERROR_STATUS
 
 
 def _expect_rollback(slot: Slot) -> None:
