@@ -142,8 +142,7 @@ class Managed:
         plan: RequestPlan | None = slot.plans.get(self)
         if plan is None:
             request = slot.request or current_request()
-            plan = self._plans.get((request.endpoint, request.method)) or self.find_plan(request)
-            slot.plans[self] = plan
+            plan = slot.plans[self] = self.find_plan(request)
         return plan
 
     def find_plan(self, request: Request) -> RequestPlan:
@@ -170,7 +169,7 @@ class Managed:
         phase = slot.carrier._flask_uow_phase
         if phase is None:
             return None
-        plan: RequestPlan = slot.plans.get(self) or self.request_plan(slot)
+        plan = self.request_plan(slot)
         return plan.rest if phase is AFTER_VIEW else plan.view
 
     def enter_view(self, policy: Policy) -> bool:
@@ -197,8 +196,7 @@ class Managed:
 
     def on_response(self, slot: Slot, response: Any) -> Decision:
         """Decide by a response."""
-        plan: RequestPlan = slot.plans.get(self) or self.request_plan(slot)
-        commit_if = plan.commit_if
+        commit_if = self.request_plan(slot).commit_if
         if commit_if is None:
             return on_status(response.status_code)
         if not isinstance(response, self._app.response_class):

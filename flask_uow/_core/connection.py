@@ -71,10 +71,6 @@ class Supervisor(Protocol):
     restricted: bool
     """Whether `before_statement` has anything to say. It is asked before each statement."""
 
-    def has_observers(self) -> bool:
-        """Whether `is_observed` may say yes."""
-        ...
-
     def is_observed(self) -> bool:
         """Whether `sending` and `committing` are wanted."""
         ...
@@ -313,14 +309,13 @@ def take(connection: Connection, supervisor: Supervisor, demands: Demands | None
         watch.attend(connection)
     driver = connection.connection.driver_connection
     # One that is sent BEGIN does not commit by itself.
-    if not _begin_at_once(connection, driver) and demands is not None:
+    has_begun = isinstance(driver, sqlite3.Connection) and driver.in_transaction
+    if not has_begun and not _begin_at_once(connection, driver) and demands is not None:
         _refuse_autocommit(connection, driver)
     is_read_only = demands is not PLAIN and demands is not None and demands.read_only
     if is_read_only and (bound or not _make_read_only(connection, driver)):
         watch.refuses_writing = True
         watch.attend(connection)
-    if supervisor.has_observers() and supervisor.is_observed():
-        watch.observe(connection)
 
 
 def _watch(connection: Connection, supervisor: Supervisor, supervised: bool, bound: bool) -> _Watch:  # noqa: FBT001
@@ -328,7 +323,8 @@ def _watch(connection: Connection, supervisor: Supervisor, supervised: bool, bou
     if bound:
         give_back(connection, supervisor)
         watch.outer = _watch_of(connection)
-    setattr(connection, _WATCH, watch)
+    watched: Any = connection
+    watched._flask_uow_watch = watch
     return watch
 
 
@@ -362,7 +358,7 @@ def _watches_of(connection: Connection) -> Iterator[_Watch]:
 
 def forget(connection: Connection) -> None:
     """Forget a connection that its session has given back; one that has listeners is a cycle of SQLAlchemy's."""
-    if _watch_of(connection) is not None:
+    if getattr(connection, _WATCH, None) is not None:
         delattr(connection, _WATCH)
 
 

@@ -79,14 +79,11 @@ class Ending(Guard):
     # What most scopes never ask for is said once, in the class.
 
     _settling: bool = False
-    _commits_tacitly: bool = False
-    """Whether a transaction that is there tacitly is being committed."""
-
     _was_stored: bool
-    """Whether its COMMIT has returned."""
+    """Whether the COMMIT of a transaction that is there tacitly has returned."""
 
     _sent_at: float = 0.0
-    """When its COMMIT was sent, in seconds since the epoch."""
+    """When that was sent, in seconds since the epoch."""
 
     _seen: Mapping[Recorder, Any] = MappingProxyType({})
     """What recorders want to know beside the changes, of the transaction that is about to commit."""
@@ -159,7 +156,7 @@ class Ending(Guard):
 
         try:
             if watched is not None and watched.session._transaction is not None:
-                self._send(transaction, watched)
+                watched.commit() if transaction is None else self._send(transaction, watched)
         except _NotFit:
             self.end(transaction or self._come_forward(), COMMIT, leaving)
             return
@@ -186,15 +183,8 @@ class Ending(Guard):
             self._find_out(transaction, watched, unanswered)
         self._committed(transaction, leaving)
 
-    def _send(self, transaction: Transaction | None, watched: WatchedSession) -> None:
-        """Ask those who have a say, and COMMIT. Of one that is there tacitly nobody has."""
-        if transaction is None:
-            self._commits_tacitly = True
-            try:
-                watched.commit()
-            finally:
-                self._commits_tacitly = False
-            return
+    def _send(self, transaction: Transaction, watched: WatchedSession) -> None:
+        """Ask those who have a say, and COMMIT."""
         if transaction._started is None:
             self._start(transaction)
         notify = self._runtime.notify
@@ -387,7 +377,7 @@ class Ending(Guard):
     def about_to_commit(self) -> None:
         """Look once more at what is about to be committed: listeners may have swallowed an error of the last flush."""
         transaction, watched = self._committing, self._watched
-        if watched is None or (transaction is None and not self._commits_tacitly):
+        if watched is None or (transaction is None and not watched.is_committing):
             self._record_past_us(watched)
             return
         if transaction is None:

@@ -439,11 +439,11 @@ class Scope(Stack):
 
     def committed(self) -> None:
         """Remember that there is no way back."""
-        if self._commits_tacitly:
+        if self._tacit is not None and self._watched is not None and self._watched.is_committing:
             self._was_stored = True
-            outermost = self._stack[0] if self._stack else None
-        else:
-            outermost = self._outermost
+            self._note_commit()
+            return
+        outermost = self._outermost
         if outermost is None or not outermost.read_only:
             self._note_commit()
         if outermost is not None:

@@ -167,6 +167,10 @@ class Overseer(Supervisor, Protocol):
     def began(self, root: SessionTransaction) -> None:
         """Learn that the session has begun a transaction in the database."""
 
+    def has_observers(self) -> bool:
+        """Whether anybody may want to know of connections, and of what is sent."""
+        ...
+
     def connected(self, connection: Connection) -> None:
         """Learn that the session has begun on a connection, and that it is ready."""
 
@@ -250,6 +254,9 @@ class WatchedSession:
     _passing: bool = False
     _demands: Demands | None = None
     """What is demanded of the connection that is about to begin."""
+
+    is_committing: bool = False
+    """Whether it is `commit` that commits, and nobody past it."""
 
     _is_sending: bool = False
     """Whether all is flushed, and COMMIT is what is sent from here on."""
@@ -511,6 +518,7 @@ class WatchedSession:
             overseer.no_connection(error)
             raise
         if overseer.has_observers():
+            observe(connection)
             overseer.connected(connection)
 
     def _measure(self, connection: Connection) -> None:
@@ -649,6 +657,7 @@ class WatchedSession:
         self._failed = None
         if self._sent:
             self._sent.clear()
+        self.is_committing = True
         try:
             session = self.session
             commit = type(session).commit
@@ -666,7 +675,7 @@ class WatchedSession:
                 raise PartialCommitError(committed, failed) from error
             raise
         finally:
-            self._is_sending = False
+            self.is_committing = self._is_sending = False
 
     def commit_failed(self, error: BaseException, connection: Connection) -> None:
         """Learn that the driver could not tell of a success."""
@@ -871,8 +880,8 @@ class WatchedSession:
         del ours[_WATCHED]
         if "_connection_for_bind" in ours:
             del ours["_connection_for_bind"]
-        if self._taken:
-            self._forget_connections()
+        for connection in self._taken:
+            forget(connection)
         for connection in self._bound:
             give_back(connection, self._overseer)
         root, self._root = self._root, None
