@@ -418,16 +418,20 @@ class _Closers:
             request = request_context()
             if exc is _MISSING:
                 exc = sys.exception()
-            slot: Slot | None = getattr(request, IN_USE, None)
-            if slot is not None and slot.carrier is not request:
-                slot = slot_in(app_context())
+            try:
+                slot: Slot | None = request._flask_uow_in_use
+            except AttributeError:
+                # Nobody has dispatched it, nor used it.
+                slot = request._flask_uow_in_use = None
             if slot is not None:
+                if slot.carrier is not request:
+                    slot = slot_in(app_context())
                 _prepare(slot, exc)
             try:
                 original(exc)
             finally:
                 # It can share its app context, so that no app context ends with it.
-                if hasattr(request, _PAIRS):
+                if request._flask_uow_in_use is not None and hasattr(request, _PAIRS):
                     context = app_context()
                     slot = slot_in(context)
                     if slot is not None and context in getattr(request, _PAIRS):
@@ -437,8 +441,10 @@ class _Closers:
         return do_teardown_request
 
 
-def _prepare(slot: Slot, error: BaseException | None) -> None:
+def _prepare(slot: Slot | None, error: BaseException | None) -> None:
     """Let the scopes know that their context ends: a teardown function of somebody else's may close their sessions."""
+    if slot is None:
+        return
     slot.ending = True
     has_failed = error is not None and is_failure(error)
     for scope in slot.scopes.values():
