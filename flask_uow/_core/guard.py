@@ -54,6 +54,9 @@ class Guard(ABC):
     _tacit: Plan | None
     """By which a transaction has begun that nobody has asked more of than its session, so that there is no object."""
 
+    _opened_at: float | None
+    """When its session was asked for, if it was."""
+
     @property
     def runtime(self) -> Runtime:
         """What it needs from outside."""

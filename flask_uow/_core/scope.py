@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextvars import ContextVar
+from time import perf_counter
 from types import MappingProxyType
 from weakref import ref
 
@@ -64,7 +65,7 @@ class Scope(Stack):
         self._telling = self._was_stored = False
 
         self._plan = plan
-        self._tacit = self._planned = self._attempts = None
+        self._tacit = self._opened_at = self._planned = self._attempts = None
 
         self._label = label
         """What to call the block that it is of, or nothing where it is of a whole context."""
@@ -99,8 +100,11 @@ class Scope(Stack):
         if self._watched is None:
             self.adopt(self._runtime.source.open())
         assert self._watched is not None
-        if self._stack and self._stack[0]._started is None:
-            self._start(self._stack[0])
+        if self._stack:
+            if self._stack[0]._started is None:
+                self._start(self._stack[0])
+        elif self._opened_at is None and self._tacit is not None:
+            self._opened_at = perf_counter()
         return self._watched
 
     def adopt(self, session: Session) -> None:

@@ -89,6 +89,7 @@ class Stack(Ending):
         plan, self._tacit = self._tacit, None
         if plan is not None:
             transaction = self._planned = Transaction(plan.options, plan.label, by_block=plan.by_block)
+            transaction._started, self._opened_at = self._opened_at, None
             transaction._stored, transaction._sent_at = self._was_stored, self._sent_at
             self._push(transaction)
             if self._watched is not None and self._watched.at_large is not None:
@@ -279,7 +280,7 @@ class Stack(Ending):
             if self.has_planned():
                 self._come_forward()
             else:
-                self._tacit = None
+                self._tacit = self._opened_at = None
         self._plan = plan
 
     def begin(self, options: Options, label: str, attempts: Attempts | None = None) -> Transaction:
@@ -309,7 +310,7 @@ class Stack(Ending):
         """The planned transaction, if there is anything to end."""
         if not self._stack:
             if not self.has_planned():
-                self._tacit = None
+                self._tacit = self._opened_at = None
                 return None
             with suppress(Exception):
                 # It is doomed then, and tells so when it ends.
@@ -351,7 +352,7 @@ class Stack(Ending):
                 else:
                     self._roll_back_tacitly(watched, error)
             finally:
-                self._tacit = self._planned = None
+                self._tacit = self._opened_at = self._planned = None
                 self._was_stored = False
             return
         planned = self.planned

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from flask_uow._core.backoff import Backoff
+from flask_uow._core.events import Completed
 from flask_uow._core.options import Options
 from flask_uow._core.policy import Decision
 from flask_uow._core.retry import NOTHING_BEFORE, Attempts, Retry
@@ -136,7 +138,7 @@ def test_next_one(scope: Scope, engine: Engine) -> None:
 
 @pytest.mark.parametrize("decision", [COMMIT, ROLLBACK])
 def test_listener_that_comes_late(engine: Engine, decision: Decision) -> None:
-    """Who has begun to listen since it began is told of its end."""
+    """Who has begun to listen since it began is told of its end, and of how long it took."""
 
     class Late(Events):
         has_had_listeners = ()
@@ -145,14 +147,18 @@ def test_listener_that_comes_late(engine: Engine, decision: Decision) -> None:
     events.has_listeners = lambda: bool(events.has_had_listeners)  # type: ignore[method-assign] # a double of ours
     scope = Scope(make_runtime(engine, events), VIEW)
     add(scope)
+    looked = perf_counter()
     assert events == []
 
     events.has_had_listeners = ("somebody",)  # type: ignore[assignment] # as above
+    since = perf_counter() - looked
     scope.settle(decision, None, None)
     scope.close()
 
     end = ["BeforeCommit", "AfterCommit"] if decision is COMMIT else ["AfterRollback"]
-    assert events.names == ["Started", *end, "Completed", "Removed"]
+    assert events.names == [*end, "Completed", "Removed"]
+    [completed] = [each for each in events if isinstance(each, Completed)]
+    assert completed.duration > since
 
 
 # Listeners of the session's, who are between us and the database
