@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from time import monotonic, perf_counter, time
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
@@ -54,6 +54,9 @@ __all__ = ["Drain", "Ending"]
 logger = logging.getLogger("flask_uow.transaction")
 commit_logger = logging.getLogger("flask_uow.commit")
 hooks_logger = logging.getLogger("flask_uow.hooks")
+
+
+_ENDED_MEANWHILE: Final = "a listener of the session's has ended it while it was being committed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,35 +156,58 @@ class Ending(Guard):
         """Commit an outermost transaction, or, if it is None, one that is there tacitly."""
         watched = self._watched
         unanswered: BaseException | None = None
+        is_begun = watched is not None and watched.session._transaction is not None
 
         try:
-            if watched is not None and watched.session._transaction is not None:
+            if is_begun and watched is not None:
                 watched.commit() if transaction is None else self._send(transaction, watched)
         except _NotFit:
             self.end(transaction or self._come_forward(), COMMIT, leaving)
             return
         except BaseException as error:
             transaction = transaction or self._come_forward()
-            if transaction not in self._stack:
-                raise
-            if watched is not None and transaction._stored:
-                # COMMIT has returned, and a listener of the user's has not: the work is stored, and is told so.
-                watched.recover()
-                self._committed(transaction, error)
-                raise
-            if watched is None or not watched.is_unanswered:
-                self._fail(transaction, error)
+            if not self._is_unanswered(transaction, watched, error):
                 raise
             unanswered = error
 
         if transaction is None:
-            if not self._stack:
+            if self._was_stored and not self._stack and not self._has_listeners():
                 return
-            # Listeners of the user's have asked for it meanwhile.
-            transaction = self._stack[0]
+            transaction = self._come_forward()
         if unanswered is not None and watched is not None:
             self._find_out(transaction, watched, unanswered)
-        self._committed(transaction, leaving)
+        elif is_begun and not transaction._stored:
+            self._refuse_if_ended(transaction, leaving)
+        if transaction in self._stack:
+            self._committed(transaction, leaving)
+
+    def _is_unanswered(self, transaction: Transaction, watched: WatchedSession | None, error: BaseException) -> bool:
+        """Return whether nobody knows what became of a COMMIT that has failed; else, end the transaction."""
+        if transaction not in self._stack:
+            return False
+        if watched is not None and transaction._stored:
+            # COMMIT has returned, and a listener of the user's has not: the work is stored, and is told so.
+            watched.recover()
+            self._committed(transaction, error)
+            return False
+        if watched is None or not watched.is_unanswered:
+            self._fail(transaction, error)
+            return False
+        return True
+
+    def _refuse_if_ended(self, transaction: Transaction, leaving: BaseException | None) -> None:
+        """Raise if no COMMIT was sent, and yet ``session.commit()`` has returned.
+
+        A listener of the user's has ended the session meanwhile, and has swallowed what SQLAlchemy raised.
+
+        Raises:
+            UnexpectedRollbackError: One has.
+        """
+        if transaction not in self._stack:
+            raise UnexpectedRollbackError(f"The work of {transaction._label}", _ENDED_MEANWHILE)
+        if not self._in_transaction():
+            transaction._doom_by(Doom(_ENDED_MEANWHILE, None))
+            raise self._unexpected(transaction, leaving)
 
     def _send(self, transaction: Transaction, watched: WatchedSession) -> None:
         """Ask those who have a say, and COMMIT."""
@@ -331,6 +357,10 @@ class Ending(Guard):
             seen = self._seen[recorder] if recorder in self._seen else recorder.look(transaction)
             recorder.write(changes, seen, places.connection_for)
         self._check_fitness(transaction)
+
+    @abstractmethod
+    def _has_listeners(self) -> bool:
+        """Whether anybody may want to know of a transaction."""
 
     @abstractmethod
     def _note_commit(self) -> None:
@@ -492,7 +522,7 @@ class Ending(Guard):
         places = self._places_to_record(transaction) if savepoint is None and in_database else None
         if savepoint is not None:
             self._roll_back_savepoint(transaction, savepoint)
-        elif in_database and self._watched is not None:
+        elif self._watched is not None:
             self._watched.rollback()
 
         self._leave_stack(transaction, Outcome.ROLLED_BACK)

@@ -492,7 +492,8 @@ class Scope(Stack):
         if self._settling:
             return True
         if not self._stack:
-            return self._plan is not None and self._plan.by_block and not self._is_outside
+            plan = self._tacit or self._plan
+            return plan is not None and plan.by_block and not self._is_outside
         transaction = self._stack[-1]
         return transaction._by_block or bool(transaction._blocks)
 
@@ -515,7 +516,7 @@ class Scope(Stack):
 
     def _by_hand(self) -> Transaction | None:
         """Return the outermost transaction that a settling call is about, if the session has begun one."""
-        if not self._stack and not self._in_transaction():
+        if not self.is_open():
             return None
         if self.current() is None:
             self._push(outside_any_block())

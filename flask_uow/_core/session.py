@@ -342,7 +342,8 @@ class WatchedSession:
         No event tells of the one before the connection has begun, nor of the other after the last flush.
         """
         lost, self._root, self.at_large = self.at_large, root, root
-        if lost is not None:
+        # A method of the user's class may end several.
+        if lost is not None and not self._passing:
             self._overseer.lost()
         if self._taken:
             self._forget_connections()
@@ -636,17 +637,19 @@ class WatchedSession:
         """Do what the session's own method does; one of the user's class may call others of its own."""
         if self._begun is not None:
             self._let_go(self._begun)
+        self.at_large = None
         session = self.session
         method = getattr(type(session), name)
         if method is getattr(Session, name):
             method(session)
-        else:
-            self._passing = True
-            try:
-                method(session)
-            finally:
-                self._passing = False
-        self.at_large = None
+            return
+        self._passing = True
+        try:
+            method(session)
+        finally:
+            self._passing = False
+            if session._transaction is None:
+                self.at_large = None
 
     def commit(self) -> None:
         """COMMIT, for real.
@@ -663,8 +666,8 @@ class WatchedSession:
             commit = type(session).commit
             if self._begun is None and commit is Session.commit:
                 # As in _for_real(): the way of most.
-                commit(session)
                 self.at_large = None
+                commit(session)
             else:
                 self._for_real("commit")
         except BaseException as error:
@@ -751,6 +754,9 @@ class WatchedSession:
 
     def rollback(self) -> None:
         """ROLLBACK, for real, and leave a usable session whatever the database says to it."""
+        if self.session._transaction is None:
+            self.at_large = None
+            return
         savepoint, self._aside = self._aside, None
         if savepoint is not None:
             savepoint._previous_nested = savepoint.connection._nested_transaction
@@ -875,24 +881,29 @@ class WatchedSession:
             self._let_go(self._begun)
         if self.record is not None:
             untrack(self.session)
-        ours = self.session.__dict__
-        del ours["commit"], ours["rollback"], ours["close"], ours["reset"], ours["begin"], ours["_execute_internal"]
-        del ours[_WATCHED]
-        if "_connection_for_bind" in ours:
-            del ours["_connection_for_bind"]
-        for connection in self._taken:
-            forget(connection)
+        # It is done for each session. Somebody else may have taken one away.
+        take_away = self.session.__dict__.pop
+        take_away("commit", None)
+        take_away("rollback", None)
+        take_away("close", None)
+        take_away("reset", None)
+        take_away("begin", None)
+        take_away("_execute_internal", None)
+        take_away("_connection_for_bind", None)
+        take_away(_WATCHED, None)
+        if self._taken:
+            self._forget_connections()
         for connection in self._bound:
             give_back(connection, self._overseer)
         root, self._root = self._root, None
         if root is not None:
-            shadowed: Any = root
-            del shadowed._connection_for_bind, shadowed._prepare_impl
+            root.__dict__.pop("_connection_for_bind", None)
+            root.__dict__.pop("_prepare_impl", None)
 
     def release(self) -> None:
         """Close the session, and return its connection."""
-        self.unwatch()
         try:
+            self.unwatch()
             self._source.release(self.session)
         except Exception:
             logger.debug(

@@ -95,6 +95,10 @@ class Stack(Ending):
             if self._watched is not None and self._watched.at_large is not None:
                 # That has ended, perhaps, and not by us.
                 transaction._root, transaction._has_begun = self._watched.at_large, True
+        if not self._stack:
+            # It has come forward before, and was ended by hand.
+            assert self._planned is not None
+            return self._planned
         return self._stack[0]
 
     def _begin_planned(self, plan: Plan) -> Transaction:
@@ -277,10 +281,7 @@ class Stack(Ending):
         """Let another plan, or none, hold for the transactions to come."""
         if self._tacit is not None:
             # What has begun keeps the plan that it has begun by.
-            if self.has_planned():
-                self._come_forward()
-            else:
-                self._tacit = self._opened_at = None
+            self._come_forward()
         self._plan = plan
 
     def begin(self, options: Options, label: str, attempts: Attempts | None = None) -> Transaction:
@@ -301,16 +302,13 @@ class Stack(Ending):
         """
         if self._stack:
             return self._planned in self._stack
-        if self._tacit is not None:
-            return self._watched is not None and self._watched.at_large is not None
-        return self._plan is not None and self._in_transaction()
+        return self._tacit is not None or (self._plan is not None and self._in_transaction())
 
     @property
     def planned(self) -> Transaction | None:
         """The planned transaction, if there is anything to end."""
         if not self._stack:
             if not self.has_planned():
-                self._tacit = self._opened_at = None
                 return None
             with suppress(Exception):
                 # It is doomed then, and tells so when it ends.
@@ -319,10 +317,9 @@ class Stack(Ending):
 
     def is_open(self) -> bool:
         """Whether there is a transaction, or work in the session outside any."""
-        watched = self._watched
-        if self._stack or watched is None:
-            return bool(self._stack)
-        return watched.session._transaction is not None or (self._tacit is not None and self.has_planned())
+        if self._stack or self._tacit is not None:
+            return True
+        return self._watched is not None and self._watched.session._transaction is not None
 
     @property
     def is_doomed(self) -> bool:

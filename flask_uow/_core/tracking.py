@@ -219,7 +219,7 @@ class Record:
                     after = plan.fresh | now
                 elif kind is _UPDATE:
                     before = now | olds
-                    if known or len(state.committed_state) > len(olds):
+                    if known or not state.committed_state.keys() <= olds.keys():
                         # What was written since we looked is in the committed state alone.
                         before = {**now, **state.committed_state, **known, **olds}
                 else:

@@ -31,7 +31,6 @@ from tests.core.conftest import (
     ROLLBACK,
     VIEW,
     Book,
-    Deaf,
     Events,
     Reacting,
     block,
@@ -156,6 +155,7 @@ def test_settle_with_an_error(scope: Scope, events: Events) -> None:
         (None, lambda scope: scope.session.connection(), False),
         (REQUEST, lambda _: None, False),
         (REQUEST, lambda scope: scope.current(), True),
+        (REQUEST, lambda scope: scope.session, True),
         (VIEW, lambda scope: on_commit(scope, print), True),
         (REQUEST, lambda scope: (scope.replan(None), scope.session.connection(), scope.replan(REQUEST)), True),
     ],
@@ -168,18 +168,6 @@ def test_planned(scope: Scope, plan: Plan | None, use: Callable[[Scope], object]
 
     assert (scope.planned is not None) is needed
     scope.replan(None)
-
-
-@pytest.mark.parametrize("listener", [Events, Deaf])
-def test_opened_is_begun_for_listeners(engine: Engine, listener: type[Events | Deaf]) -> None:
-    """Who listens is told of a transaction from the first look at its session, and of its end; else it begins later."""
-    scope = Scope(make_runtime(engine, listener()), VIEW)
-    _ = scope.session
-
-    assert scope.has_planned() is (listener is Events)
-    assert (scope.planned is not None) is (listener is Events)
-    scope.replan(None)
-    scope.close()
 
 
 def test_end_with_unfinished_savepoints(scope: Scope, engine: Engine) -> None:

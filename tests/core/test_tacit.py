@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
-from sqlalchemy.orm import Session
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
 
 from flask_uow._core.backoff import Backoff
 from flask_uow._core.events import Completed
@@ -19,8 +19,9 @@ from flask_uow._core.policy import Decision
 from flask_uow._core.retry import NOTHING_BEFORE, Attempts, Retry
 from flask_uow._core.runtime import Plan
 from flask_uow._core.scope import Scope
+from flask_uow._core.session import SessionSource, is_watched
 from flask_uow._core.transaction import Outcome, Transaction
-from flask_uow.errors import TransactionDoomedError, UnexpectedRollbackError
+from flask_uow.errors import ManualTransactionControlError, TransactionDoomedError, UnexpectedRollbackError
 from tests.core.conftest import (
     COMMIT,
     REQUEST,
@@ -30,6 +31,7 @@ from tests.core.conftest import (
     Deaf,
     Events,
     fail,
+    give_back,
     make_runtime,
     on_commit,
     on_rollback,
@@ -233,6 +235,93 @@ def test_listener_that_swallows_an_error(scope: Scope, engine: Engine) -> None:
     assert titles(engine) == []
 
 
+BY_HAND: list[Callable[[Session], None]] = [Session.commit, lambda session: session.commit()]
+
+
+@pytest.mark.parametrize("end", BY_HAND, ids=["past us", "by hand"])
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("name", ["before_commit", "before_flush"])
+def test_ended_by_a_listener(engine: Engine, name: str, asked: bool, end: Callable[[Session], None]) -> None:
+    """A listener that ends the session on the way to COMMIT, and swallows the error, does not make it a success."""
+    scope = Scope(make_runtime(engine), REQUEST)
+    session = scope.session
+    session.add(Book(title="Emma"))
+    if asked:
+        scope.current()
+
+    def settle(session: Session, *_: object) -> None:
+        with suppress(Exception):
+            end(session)
+        with suppress(Exception):
+            Session.rollback(session)
+        Session.reset(session)
+
+    event.listen(session, name, settle, once=True)
+    with pytest.raises((UnexpectedRollbackError, SQLAlchemyError)):
+        scope.settle(COMMIT, None, None)
+
+    assert titles(engine) == []
+    assert not scope.is_open()
+    scope.close()
+
+
+@pytest.mark.parametrize("name", ["before_commit", "before_flush", "after_flush", "after_commit"])
+def test_settled_by_hand_in_a_listener(scope: Scope, engine: Engine, name: str) -> None:
+    """A view's decorator refuses what settles also while it commits; its work is stored."""
+    seen: list[type[Exception]] = []
+    session = scope.session
+    session.add(Book(title="Emma"))
+
+    def settle(session: Session, *_: object) -> None:
+        try:
+            session.commit()
+        except Exception as error:  # noqa: BLE001 - as listeners do
+            seen.append(type(error))
+
+    event.listen(session, name, settle, once=True)
+    scope.settle(COMMIT, None, None)
+
+    assert seen == [ManualTransactionControlError]
+    assert titles(engine) == ["Emma"]
+
+
+def test_signal_that_is_connected_while_it_commits(engine: Engine) -> None:
+    """Who begins to listen in the middle of the COMMIT is told of the rest."""
+    events = Events()
+    events.has_had_listeners = ()
+    events.has_listeners = lambda: bool(events.has_had_listeners)  # type: ignore[method-assign] # as above
+    scope = Scope(make_runtime(engine, events), VIEW)
+    session = add(scope)
+
+    def connect(_session: Session) -> None:
+        events.has_had_listeners = ("somebody",)
+
+    event.listen(session, "after_commit", connect, once=True)
+    scope.settle(COMMIT, None, None)
+    scope.close()
+
+    assert events.names == ["AfterCommit", "Completed", "Removed"]
+
+
+def test_listener_that_works_after_the_rollback(scope: Scope, engine: Engine) -> None:
+    """A listener that queries when all is rolled back begins another transaction, which is no part of this one."""
+    calls: list[int] = []
+    session = add(scope)
+
+    def query(session: Session, _transaction: object) -> None:
+        calls.append(1)
+        if session.is_active and len(calls) == 1:
+            session.execute(text("SELECT 1"))
+
+    event.listen(session, "after_soft_rollback", query)
+    scope.settle(ROLLBACK, None, None)
+    before = list(calls)
+    scope.close()
+
+    assert before == [1]
+    assert titles(engine) == []
+
+
 # What goes wrong
 
 
@@ -314,6 +403,55 @@ def test_ended_past_us(
     scope.close()
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_rolled_back_by_hand_after_that(engine: Engine, asked: bool) -> None:
+    """A rollback by hand makes a new beginning, also of what was ended past us."""
+    scope = Scope(make_runtime(engine), REQUEST)
+    session = add(scope)
+    session.invalidate()
+    if asked:
+        scope.current()
+    session.rollback()
+    add(scope, "Persuasion")
+    scope.settle(COMMIT, None, None)
+    scope.close()
+
+    assert titles(engine) == ["Persuasion"]
+
+
+class Twice(Session):
+    """Commits in two steps, as the class of some app may."""
+
+    def commit(self) -> None:
+        super().commit()
+        self.add(Book(title="sent"))
+        super().commit()
+
+
+def test_class_that_commits_twice(engine: Engine) -> None:
+    """What a method of the user's class does is one end, however many there are in it."""
+    source = SessionSource(sessionmaker(engine, class_=Twice), give_back)
+    scope = Scope(make_runtime(source), VIEW)
+    add(scope)
+    scope.settle(COMMIT, None, REQUEST)
+    add(scope, "Persuasion")
+    scope.settle(ROLLBACK, None, None)
+    scope.close()
+
+    assert titles(engine) == ["Emma", "sent"]
+
+
+def test_shadow_that_is_gone(scope: Scope, engine: Engine) -> None:
+    """A session whose method somebody has taken away from it is closed like any other."""
+    session = add(scope)
+    del session.commit
+    scope.settle(COMMIT, None, None)
+    scope.close()
+
+    assert not is_watched(session)
+    assert titles(engine) == ["Emma"]
+
+
 def test_lost_and_asked_for(scope: Scope) -> None:
     """One that has ended past us is what is current, and knows it at its end."""
     session = add(scope)
@@ -339,13 +477,23 @@ def test_other_plan(scope: Scope, engine: Engine, plan: Plan | None) -> None:
     assert titles(engine) == ["Emma"]
 
 
-def test_other_plan_before_it_began(scope: Scope) -> None:
-    """What has not begun is forgotten."""
+def test_opened_and_not_used(scope: Scope) -> None:
+    """What is only opened has begun, and ends without a COMMIT."""
+    _ = scope.session
+
+    assert scope.has_planned()
+    assert scope.is_open()
+    scope.settle(COMMIT, None, None)
+    assert not scope.is_open()
+
+
+def test_opened_under_another_plan(scope: Scope) -> None:
+    """What is only opened keeps its plan, too."""
     _ = scope.session
     scope.replan(REQUEST)
     scope.session.connection()
 
-    assert scope.active("the test").name == REQUEST.label
+    assert scope.active("the test").name == "index()"
     scope.settle(COMMIT, None, None)
 
 

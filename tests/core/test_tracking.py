@@ -335,6 +335,35 @@ def test_statement_after_receivers_have_come(engine: Engine, *, pending: bool) -
     assert [type(change) for change in changes] == ([Change, BulkChange] if pending else [BulkChange])
 
 
+def test_listener_that_writes_beside_an_expression(engine: Engine) -> None:
+    """What a listener writes to an object is told, also where the flush expires as much as the listener adds."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Page(Own):
+        __tablename__ = "page"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        hits: Mapped[int]
+        updated: Mapped[int]
+
+    Own.metadata.create_all(engine)
+    event.listen(Page, "before_update", lambda _mapper, _connection, page: setattr(page, "updated", 99))
+    events = Events()
+    scope = Scope(make_runtime(engine, events))
+    with block(scope) as session:
+        session.add(Page(id=1, hits=1, updated=1))
+    with block(scope) as session:
+        page = session.get_one(Page, 1)
+        page.hits = Page.hits + 1
+    scope.close()
+
+    [*_, changes] = [each.changes for each in events if isinstance(each, AfterCommit)]
+    [change] = changes
+    assert isinstance(change, Change)
+    assert (change.before, change.after) == ({"hits": 1, "updated": 1}, {"hits": 2, "updated": 99})
+
+
 def test_column_that_is_mapped_later(engine: Engine) -> None:
     """A column that a class is given when it has been used is told like others."""
 
