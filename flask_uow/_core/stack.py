@@ -95,6 +95,9 @@ class Stack(Ending):
             if self._watched is not None and self._watched.at_large is not None:
                 # That has ended, perhaps, and not by us.
                 transaction._root, transaction._has_begun = self._watched.at_large, True
+            if self._was_stored and self._watched is not None and self._watched.record is not None:
+                # Somebody has begun to listen while it was being committed.
+                transaction._span = Span(self._watched.record)
         if not self._stack:
             # It has come forward before, and was ended by hand.
             assert self._planned is not None
