@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlch
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_uow._core.backoff import Backoff
-from flask_uow._core.events import Completed
+from flask_uow._core.events import AfterCommit, Completed
 from flask_uow._core.options import Options
 from flask_uow._core.policy import Decision
 from flask_uow._core.retry import NOTHING_BEFORE, Attempts, Retry
@@ -285,22 +285,26 @@ def test_settled_by_hand_in_a_listener(scope: Scope, engine: Engine, name: str) 
     assert titles(engine) == ["Emma"]
 
 
-def test_signal_that_is_connected_while_it_commits(engine: Engine) -> None:
-    """Who begins to listen in the middle of the COMMIT is told of the rest."""
+@pytest.mark.parametrize(("name", "known"), [("before_commit", 1), ("after_commit", 0)])
+def test_signal_that_is_connected_while_it_commits(engine: Engine, name: str, known: int) -> None:
+    """Who begins to listen in the middle of the COMMIT is told of the rest, and of what was written since."""
     events = Events()
     events.has_had_listeners = ()
     events.has_listeners = lambda: bool(events.has_had_listeners)  # type: ignore[method-assign] # as above
     scope = Scope(make_runtime(engine, events), VIEW)
-    session = add(scope)
+    session = scope.session
+    session.add(Book(title="Emma"))
 
     def connect(_session: Session) -> None:
         events.has_had_listeners = ("somebody",)
 
-    event.listen(session, "after_commit", connect, once=True)
+    event.listen(session, name, connect, once=True)
     scope.settle(COMMIT, None, None)
     scope.close()
 
     assert events.names == ["AfterCommit", "Completed", "Removed"]
+    [changes] = [each.changes for each in events if isinstance(each, AfterCommit)]
+    assert len(changes) == known
 
 
 def test_listener_that_works_after_the_rollback(scope: Scope, engine: Engine) -> None:
