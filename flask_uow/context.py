@@ -424,9 +424,7 @@ class _Closers:
                 # Nobody has dispatched it, nor used it.
                 slot = request._flask_uow_in_use = None
             if slot is not None:
-                if slot.carrier is not request:
-                    slot = slot_in(app_context())
-                _prepare(slot, exc)
+                _prepare(slot if slot.carrier is request else slot_in(app_context()) or slot, exc)
             try:
                 original(exc)
             finally:
@@ -441,10 +439,8 @@ class _Closers:
         return do_teardown_request
 
 
-def _prepare(slot: Slot | None, error: BaseException | None) -> None:
+def _prepare(slot: Slot, error: BaseException | None) -> None:
     """Let the scopes know that their context ends: a teardown function of somebody else's may close their sessions."""
-    if slot is None:
-        return
     slot.ending = True
     has_failed = error is not None and is_failure(error)
     for scope in slot.scopes.values():

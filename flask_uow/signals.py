@@ -76,9 +76,12 @@ def _note(signal: Signal, **_extra: object) -> None:
     _LISTENED_TO.add(signal)
 
 
-for signal in _SIGNALS.values():
-    signal.receiver_connected.connect(_note)
-del signal
+def _listen_for_receivers() -> None:
+    for signal in _SIGNALS.values():
+        signal.receiver_connected.connect(_note)
+
+
+_listen_for_receivers()
 
 
 _AUDIENCE: Final = {kind: signal.receivers for kind, signal in _SIGNALS.items()}

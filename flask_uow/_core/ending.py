@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from time import monotonic, perf_counter, time
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
@@ -54,9 +54,6 @@ __all__ = ["Drain", "Ending"]
 logger = logging.getLogger("flask_uow.transaction")
 commit_logger = logging.getLogger("flask_uow.commit")
 hooks_logger = logging.getLogger("flask_uow.hooks")
-
-
-_ENDED_MEANWHILE: Final = "a listener of the session's has ended it while it was being committed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +153,9 @@ class Ending(Guard):
         """Commit an outermost transaction, or, if it is None, one that is there tacitly."""
         watched = self._watched
         unanswered: BaseException | None = None
-        is_begun = watched is not None and watched.session._transaction is not None
 
         try:
-            if is_begun and watched is not None:
+            if watched is not None and watched.session._transaction is not None:
                 watched.commit() if transaction is None else self._send(transaction, watched)
         except _NotFit:
             self.end(transaction or self._come_forward(), COMMIT, leaving)
@@ -171,15 +167,12 @@ class Ending(Guard):
             unanswered = error
 
         if transaction is None:
-            if self._was_stored and not self._stack and not self._has_listeners():
+            if self._tacit is not None and self._was_stored and not self._has_listeners():
                 return
             transaction = self._come_forward()
         if unanswered is not None and watched is not None:
             self._find_out(transaction, watched, unanswered)
-        elif is_begun and not transaction._stored:
-            self._refuse_if_ended(transaction, leaving)
-        if transaction in self._stack:
-            self._committed(transaction, leaving)
+        self._committed(transaction, leaving)
 
     def _is_unanswered(self, transaction: Transaction, watched: WatchedSession | None, error: BaseException) -> bool:
         """Return whether nobody knows what became of a COMMIT that has failed; else, end the transaction."""
@@ -194,20 +187,6 @@ class Ending(Guard):
             self._fail(transaction, error)
             return False
         return True
-
-    def _refuse_if_ended(self, transaction: Transaction, leaving: BaseException | None) -> None:
-        """Raise if no COMMIT was sent, and yet ``session.commit()`` has returned.
-
-        A listener of the user's has ended the session meanwhile, and has swallowed what SQLAlchemy raised.
-
-        Raises:
-            UnexpectedRollbackError: One has.
-        """
-        if transaction not in self._stack:
-            raise UnexpectedRollbackError(f"The work of {transaction._label}", _ENDED_MEANWHILE)
-        if not self._in_transaction():
-            transaction._doom_by(Doom(_ENDED_MEANWHILE, None))
-            raise self._unexpected(transaction, leaving)
 
     def _send(self, transaction: Transaction, watched: WatchedSession) -> None:
         """Ask those who have a say, and COMMIT."""

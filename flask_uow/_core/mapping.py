@@ -92,11 +92,11 @@ class Plan:
                     self.columns.setdefault(prop.key, column)
             known = [column for column, key in zip(table.columns, keys, strict=True) if key is not None]
             layout = layout_of(table, known, [column for column in mapper.primary_key if column in known])
-            tables.append((layout, _reader(keys)))
-        self.tables: tuple[tuple[Layout, Callable[[Source], Row]], ...] = tuple(tables)
+            tables.append((layout, _reader(keys), tuple_getter(keys)))
+        self.tables: tuple[tuple[Layout, Callable[[Source], Row]], ...] = tuple(each[:2] for each in tables)
         """The tables in which an instance has a row, and how that is made of its values."""
 
-        self.only = (tables[0][0], tuple_getter(keys)) if len(tables) == 1 else None
+        self.only = (tables[0][0], tables[0][2]) if len(tables) == 1 else None
         """The table, if it is one, and what makes the row if all values are there. It raises KeyError if not."""
 
         self._key = tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)

@@ -489,13 +489,18 @@ class Scope(Stack):
 
     def _in_block(self) -> bool:
         """Whether somebody else owns the transaction, and not the app-wide policy alone."""
-        if self._settling:
+        if self._settling or self._is_committing:
             return True
         if not self._stack:
             plan = self._tacit or self._plan
             return plan is not None and plan.by_block and not self._is_outside
         transaction = self._stack[-1]
         return transaction._by_block or bool(transaction._blocks)
+
+    @property
+    def _is_committing(self) -> bool:
+        """Whether we are in a listener of the session's, on the way to COMMIT or after it."""
+        return self._watched is not None and self._watched.is_committing
 
     def _manual_mode(self, method: str) -> ManualCommit:
         """Return what a settling call does, and refuse it where it is refused."""
@@ -505,7 +510,8 @@ class Scope(Stack):
         transaction = self.active(method)
         innermost = transaction._blocks[-1].options if transaction._blocks else transaction._options
         mode = innermost.manual_commit or transaction._options.manual_commit or self._runtime.manual_commit
-        if self._settling or mode == "error" or (mode == "allow" and transaction.parent is not None):
+        is_inner = transaction.parent is not None or self._is_committing
+        if self._settling or mode == "error" or (mode == "allow" and is_inner):
             raise self._refused(method)
         return mode
 

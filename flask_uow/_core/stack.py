@@ -98,10 +98,6 @@ class Stack(Ending):
             if self._was_stored and self._watched is not None and self._watched.record is not None:
                 # Somebody has begun to listen while it was being committed.
                 transaction._span = Span(self._watched.record)
-        if not self._stack:
-            # It has come forward before, and was ended by hand.
-            assert self._planned is not None
-            return self._planned
         return self._stack[0]
 
     def _begin_planned(self, plan: Plan) -> Transaction:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_uow._core.backoff import Backoff
 from flask_uow._core.events import AfterCommit, Completed
-from flask_uow._core.options import Options
+from flask_uow._core.options import ManualCommit, Options
 from flask_uow._core.policy import Decision
 from flask_uow._core.retry import NOTHING_BEFORE, Attempts, Retry
 from flask_uow._core.runtime import Plan
@@ -235,51 +235,36 @@ def test_listener_that_swallows_an_error(scope: Scope, engine: Engine) -> None:
     assert titles(engine) == []
 
 
-BY_HAND: list[Callable[[Session], None]] = [Session.commit, lambda session: session.commit()]
-
-
-@pytest.mark.parametrize("end", BY_HAND, ids=["past us", "by hand"])
-@pytest.mark.parametrize("asked", [False, True])
-@pytest.mark.parametrize("name", ["before_commit", "before_flush"])
-def test_ended_by_a_listener(engine: Engine, name: str, asked: bool, end: Callable[[Session], None]) -> None:
-    """A listener that ends the session on the way to COMMIT, and swallows the error, does not make it a success."""
-    scope = Scope(make_runtime(engine), REQUEST)
-    session = scope.session
-    session.add(Book(title="Emma"))
-    if asked:
-        scope.current()
-
-    def settle(session: Session, *_: object) -> None:
-        with suppress(Exception):
-            end(session)
-        with suppress(Exception):
-            Session.rollback(session)
-        Session.reset(session)
-
-    event.listen(session, name, settle, once=True)
-    with pytest.raises((UnexpectedRollbackError, SQLAlchemyError)):
-        scope.settle(COMMIT, None, None)
-
-    assert titles(engine) == []
-    assert not scope.is_open()
-    scope.close()
+SETTLE: list[Callable[[Session], object]] = [
+    lambda session: session.commit(),
+    lambda session: session.rollback(),
+    lambda session: session.close(),
+    lambda session: session.begin(),
+]
 
 
 @pytest.mark.parametrize("name", ["before_commit", "before_flush", "after_flush", "after_commit"])
-def test_settled_by_hand_in_a_listener(scope: Scope, engine: Engine, name: str) -> None:
-    """A view's decorator refuses what settles also while it commits; its work is stored."""
+@pytest.mark.parametrize("end", SETTLE, ids=["commit", "rollback", "close", "begin"])
+@pytest.mark.parametrize("manual_commit", ["error", "allow"])
+@pytest.mark.parametrize("plan", [VIEW, REQUEST])
+def test_settled_by_hand_in_a_listener(
+    engine: Engine, plan: Plan, manual_commit: ManualCommit, end: Callable[[Session], object], name: str
+) -> None:
+    """What settles is refused while it commits, where SQLAlchemy would lose the work; and the work is stored."""
+    scope = Scope(make_runtime(engine, manual_commit=manual_commit), plan)
     seen: list[type[Exception]] = []
     session = scope.session
     session.add(Book(title="Emma"))
 
     def settle(session: Session, *_: object) -> None:
         try:
-            session.commit()
+            end(session)
         except Exception as error:  # noqa: BLE001 - as listeners do
             seen.append(type(error))
 
     event.listen(session, name, settle, once=True)
     scope.settle(COMMIT, None, None)
+    scope.close()
 
     assert seen == [ManualTransactionControlError]
     assert titles(engine) == ["Emma"]
