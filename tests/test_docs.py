@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
+from weakref import ref
 
 import pytest
+from blinker import Signal
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 from sybil import Sybil
@@ -83,6 +85,20 @@ def close_connections() -> Iterator[None]:
         connection.close()
 
 
+@pytest.fixture
+def leave_no_receivers() -> Iterator[None]:
+    """Disconnect what a page has connected for good, so that no other test is listened to."""
+    found = [signal for signal in vars(signals).values() if isinstance(signal, Signal)]
+    before = {signal: set(signal.receivers) for signal in found}
+    yield
+    for signal in found:
+        for key in signal.receivers.keys() - before[signal]:
+            kept = signal.receivers[key]
+            receiver = kept() if isinstance(kept, ref) else kept
+            if receiver is not None:
+                signal.disconnect(receiver)
+
+
 def evaluate(page: Path) -> tuple[int, dict[str, Any]]:
     """Run the Python of a page from top to bottom; return how many examples it has, and what is defined then."""
     document = Sybil(parsers=[PythonCodeBlockParser()]).parse(page)
@@ -93,7 +109,7 @@ def evaluate(page: Path) -> tuple[int, dict[str, Any]]:
     return len(examples), document.namespace
 
 
-@pytest.mark.usefixtures("close_connections")
+@pytest.mark.usefixtures("close_connections", "leave_no_receivers")
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python of a page runs from top to bottom, starting from nothing; a page without any is listed as such."""
@@ -105,7 +121,7 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(blocks(page, "python")) <= examples
 
 
-@pytest.mark.usefixtures("close_connections")
+@pytest.mark.usefixtures("close_connections", "leave_no_receivers")
 @pytest.mark.parametrize("page", [page for page in PAGES if count_tests(page)], ids=name_of)
 def test_tests_of_a_page_pass(page: Path, pytester: pytest.Pytester) -> None:
     """The blocks of a page that shows tests are one test module, and they pass with the plugin as it is installed."""
@@ -209,7 +225,7 @@ def test_everything_of_the_audit_trail_is_documented() -> None:
     assert all(f"`{name}`" in text for name in audit.__all__)
 
 
-@pytest.mark.usefixtures("close_connections")
+@pytest.mark.usefixtures("close_connections", "leave_no_receivers")
 def test_output_of_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the page on the command line says is printed is printed, by the app that is on it."""
     monkeypatch.chdir(tmp_path)
