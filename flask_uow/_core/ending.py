@@ -145,8 +145,11 @@ class Ending(Guard):
             transaction._doom_by(Doom(f"{unfinished[-1]._label} inside it was never left", None))
             self._abandon(unfinished)
 
-        root = transaction._root
-        if root is not None and (self._watched is None or root is not self._watched.session.get_transaction()):
+        watched = self._watched
+        current = None if watched is None else watched.session.get_transaction()
+        # One that had no connection yet has an end, too.
+        root = transaction._root or (None if watched is None or transaction.parent is not None else watched.at_large)
+        if root is not None and root is not current:
             transaction._doom_by(ended_past_us())
 
     def _commit(self, transaction: Transaction | None, leaving: BaseException | None) -> None:
