@@ -212,7 +212,7 @@ def tell(engine: Engine, notify: Watching | Deaf, plan: Plan, views: list[tuple[
 
 
 @settings(
-    max_examples=PROGRAMS // 2,
+    max_examples=PROGRAMS // 4,
     derandomize=False,
     database=None,
     deadline=None,
