@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
 from enum import Enum
+from functools import partial
 from typing import Any, Final, Protocol
 
 import flask.globals
@@ -397,19 +398,7 @@ class _Closers:
 
     def around_merged(self, original: Callable[..., Any]) -> Callable[..., None]:  # pragma: no cover - as above
         def do_teardown_appcontext(context: Any, exc: Any = _MISSING) -> None:
-            if exc is _MISSING:
-                exc = sys.exception()
-            slot = slot_in(context)
-            if slot is not None and not slot.ending:
-                _prepare(slot, exc)
-            try:
-                original(context, exc)
-            finally:
-                slot = slot_in(context)
-                if slot is not None or self._always:
-                    self._leave(slot, exc)
-                    if slot is not None:
-                        _forget_slot(context, slot, is_inside=False)
+            self.around_appcontext(partial(original, context))(exc)
 
         return do_teardown_appcontext
 

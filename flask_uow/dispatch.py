@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 from flask import Flask, Request, Response
@@ -16,7 +17,7 @@ from werkzeug.exceptions import HTTPException, InternalServerError
 
 from flask_uow._core.events import Observer
 from flask_uow._core.once import once
-from flask_uow._core.policy import COMMIT, FIRST_ERROR_STATUS, ROLLBACK, Decision, on_error, on_status
+from flask_uow._core.policy import COMMIT, ROLLBACK, Decision, on_error, on_status
 from flask_uow._core.recording import Recorder
 from flask_uow._core.retry import NOTHING_BEFORE, Attempt, Attempts
 from flask_uow._core.runtime import HookErrors, Plan, Runtime
@@ -363,20 +364,21 @@ class Dispatch:
 
     def _around_dispatch(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def dispatch_request(context: Any = None) -> Any:
+            view = partial(original, context) if MERGED else original
             carrier: Any = request_context(None)
             try:
                 is_before = carrier._flask_uow_phase is BEFORE_VIEW
             except AttributeError:
                 is_before = False
             if not is_before:
-                return self._dispatch_again(lambda: original(context) if MERGED else original())
+                return self._dispatch_again(view)
             if (self._repeats or REPEATING) and (plan := self._plan_to_repeat()) is not None:
-                return self._repeat(plan, carrier, lambda: original(context) if MERGED else original())
+                return self._repeat(plan, carrier, view)
 
             # As in _run_view(): the way of most requests, and each call costs them more than all the rest of this.
             carrier._flask_uow_phase = VIEW
             try:
-                value = original(context) if MERGED else original()
+                value = view()
                 slot = carrier._flask_uow_in_use
                 if slot is not None:
                     value = self._settle_view(slot, carrier, value)
@@ -574,7 +576,7 @@ class Dispatch:
             if scope.is_open():
                 break
         else:
-            if response.status_code >= FIRST_ERROR_STATUS:
+            if not _is_success(response):
                 _expect_rollback(slot)
             return
         try:
@@ -698,8 +700,7 @@ class _Settlement:
 
 
 def _is_success(response: Any) -> bool:
-    status: int = response.status_code
-    return status < FIRST_ERROR_STATUS
+    return on_status(response.status_code) is COMMIT
 
 
 def _expect_rollback(slot: Slot) -> None:
@@ -708,7 +709,7 @@ def _expect_rollback(slot: Slot) -> None:
 
 
 def _close(slot: Slot | None, error: BaseException | None) -> None:
-    for scope in reversed(tuple(slot.scopes.values())) if slot is not None else ():
+    for scope in [*reversed(slot.scopes.values())] if slot is not None else ():
         try:
             scope.close(error)
         except Exception:

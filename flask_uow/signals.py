@@ -119,7 +119,7 @@ class Publisher:
         observers: Who is told beside the signals, before them, and of more: tests. There can be others later.
     """
 
-    __slots__ = ("_journal", "_sender", "_synchronise", "audience", "has_had_listeners", "observers")
+    __slots__ = ("_journal", "_sender", "_synchronise", "audience", "observers")
 
     def __init__(
         self,
@@ -133,7 +133,6 @@ class Publisher:
         self._sender = sender
         self._synchronise = synchronise
         self.audience: Mapping[type[Event], Collection[Any]] = _AUDIENCE
-        self.has_had_listeners: Collection[Any] = _LISTENED_TO
         self.observers = observers
 
     def wants(self, kind: type[Event], /) -> bool:
@@ -145,13 +144,13 @@ class Publisher:
 
     def wants_changes(self) -> bool:
         """Whether anybody listens to an event that has changes. It is asked when a transaction begins."""
-        if before_commit.receivers or after_commit.receivers or after_rollback.receivers or self.observers:
+        if self.observers or _LISTENED_TO:
             return self.wants(BeforeCommit) or self.wants(AfterCommit) or self.wants(AfterRollback)
         return False
 
     def has_listeners(self) -> bool:
         """Whether any signal has any receiver, or anybody observes."""
-        return bool(self.observers) or any(self.audience.values())
+        return bool(self.observers) or (bool(_LISTENED_TO) and any(self.audience.values()))
 
     def __call__(self, event: Event, /) -> None:
         """Send *event* as its signal.

@@ -184,7 +184,7 @@ class _Watch:
     _observed: bool = False
     _busy: bool = False
 
-    def __init__(self, supervisor: Supervisor, supervised: bool, manage_limit: bool) -> None:  # noqa: FBT001 - faster
+    def __init__(self, supervisor: Supervisor, *, supervised: bool, manage_limit: bool) -> None:
         self.supervisor = supervisor
         self.supervised = supervised
         """Whether it began in a transaction. What is written outside one is remembered, for it must not be lost."""
@@ -290,7 +290,7 @@ _WATCH: Final = "_flask_uow_watch"
 """The attribute of a connection that is watched."""
 
 
-def take(connection: Connection, supervisor: Supervisor, demands: Demands | None, bound: bool) -> None:  # noqa: FBT001 - faster
+def take(connection: Connection, supervisor: Supervisor, demands: Demands | None, *, bound: bool) -> None:
     """Watch a connection that a session has just begun on, and set it to what is demanded.
 
     Args:
@@ -304,7 +304,7 @@ def take(connection: Connection, supervisor: Supervisor, demands: Demands | None
         ConfigurationError: It commits each statement by itself, and a transaction is demanded.
     """
     supervised = demands is PLAIN or (demands is not None and not demands._is_prelude)
-    watch = _watch(connection, supervisor, supervised, bound)
+    watch = _watch(connection, supervisor, supervised=supervised, bound=bound)
     if not supervised or supervisor.restricted:
         watch.attend(connection)
     driver = connection.connection.driver_connection
@@ -318,8 +318,8 @@ def take(connection: Connection, supervisor: Supervisor, demands: Demands | None
         watch.attend(connection)
 
 
-def _watch(connection: Connection, supervisor: Supervisor, supervised: bool, bound: bool) -> _Watch:  # noqa: FBT001
-    watch = _Watch(supervisor, supervised, not bound)
+def _watch(connection: Connection, supervisor: Supervisor, *, supervised: bool, bound: bool) -> _Watch:
+    watch = _Watch(supervisor, supervised=supervised, manage_limit=not bound)
     if bound:
         give_back(connection, supervisor)
         watch.outer = _watch_of(connection)
@@ -358,13 +358,13 @@ def _watches_of(connection: Connection) -> Iterator[_Watch]:
 
 def forget(connection: Connection) -> None:
     """Forget a connection that its session has given back; one that has listeners is a cycle of SQLAlchemy's."""
-    if getattr(connection, _WATCH, None) is not None:
+    if hasattr(connection, _WATCH):
         delattr(connection, _WATCH)
 
 
 def adopt(connection: Connection, supervisor: Supervisor, *, bound: bool) -> None:
     """Watch a connection that a session had begun on before it was watched; what was sent over it is not known."""
-    watch = _watch(connection, supervisor, False, bound)  # noqa: FBT003
+    watch = _watch(connection, supervisor, supervised=False, bound=bound)
     watch.written = True
     watch.attend(connection)
     if supervisor.is_observed():
@@ -377,7 +377,7 @@ def in_front(connection: Connection, supervisor: Supervisor) -> None:
     watches = sorted(_watches_of(connection), key=lambda watch: watch.supervisor is not supervisor)
     if not watches or watches[0].supervisor is not supervisor:
         # It is about to begin, which is not the affair of the one before.
-        _watch(connection, supervisor, True, True)  # noqa: FBT003
+        _watch(connection, supervisor, supervised=True, bound=True)
         return
     for watch, outer in zip(watches, (*watches[1:], None), strict=False):
         watch.outer = outer

@@ -289,10 +289,12 @@ class Ending(Guard):
     def wants_changes(self) -> bool:
         """Whether anybody wants to know what a transaction that begins now changes."""
         runtime = self._runtime
-        notify = runtime.notify
-        if not notify.has_had_listeners and not notify.observers and not runtime.recorders:
-            return False
-        return bool(runtime.recorders) or notify.wants_changes()
+        return True if runtime.recorders else runtime.notify.wants_changes()
+
+    def _has_listeners(self) -> bool:
+        """Whether anybody may want to know of a transaction."""
+        runtime = self._runtime
+        return True if runtime.recorders else runtime.notify.has_listeners()
 
     def wants_time(self) -> bool:
         """Whether slow transactions are logged."""
@@ -341,10 +343,6 @@ class Ending(Guard):
         self._check_fitness(transaction)
 
     @abstractmethod
-    def _has_listeners(self) -> bool:
-        """Whether anybody may want to know of a transaction."""
-
-    @abstractmethod
     def _note_commit(self) -> None:
         """Let attempts that this is a part of know that something is stored, or may be."""
 
@@ -377,12 +375,6 @@ class Ending(Guard):
     def _observed(self, event: Event) -> None:
         if self._runtime.notify.wants(type(event)):
             self._runtime.notify(event)
-
-    @property
-    def _outermost(self) -> Transaction | None:
-        if self._tacit is not None:
-            return self._come_forward()
-        return self._stack[0] if self._stack else None
 
     # Committing
 

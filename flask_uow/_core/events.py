@@ -176,11 +176,6 @@ class Notify(Observer, Protocol):
         """Whether anybody listens to an event that has changes."""
         ...
 
-    @property
-    def has_had_listeners(self) -> Collection[Any]:
-        """What anybody has listened to, whoever sends it. While it is empty, nothing of that is looked at."""
-        ...
-
     def has_listeners(self) -> bool:
-        """Whether anybody may listen to anything now."""
+        """Whether anybody may listen to anything now. It is asked for each transaction, and at its end."""
         ...

@@ -66,6 +66,13 @@ class Guard(ABC):
     def _come_forward(self) -> Transaction:
         """Return the outermost transaction. One that was there tacitly is made."""
 
+    @property
+    def _outermost(self) -> Transaction | None:
+        """The outermost transaction, if there is any. One that was there tacitly comes forward."""
+        if self._tacit is not None:
+            return self._come_forward()
+        return self._stack[0] if self._stack else None
+
     def _in_transaction(self) -> bool:
         return self._watched is not None and self._watched.session._transaction is not None
 
@@ -187,9 +194,7 @@ class Guard(ABC):
 
     def statement_failed(self, error: DBAPIError, connection: Connection) -> Exception | None:
         """Doom the innermost transaction; inside a savepoint of the user's own, that savepoint alone."""
-        if self._tacit is not None:
-            self._come_forward()
-        if not self._stack or self._watched is None:
+        if self._outermost is None or self._watched is None:
             return None
         better = self._better(error)
         ended = ends_the_transaction(error, connection)
@@ -239,9 +244,7 @@ class Guard(ABC):
 
     def savepoint_lost(self, error: BaseException) -> None:
         """Doom every transaction: MySQL and MariaDB undo all of them at a deadlock, the savepoints included."""
-        if self._tacit is not None:
-            self._come_forward()
-        for transaction in self._stack:
+        for transaction in self._stack if self._outermost is not None else ():
             self.doom(transaction, f"the database has rolled back more than a savepoint ({brief(error)})", error)
 
     def flush_called(self) -> None:

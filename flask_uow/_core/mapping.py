@@ -92,7 +92,8 @@ class Plan:
                     self.columns.setdefault(prop.key, column)
             known = [column for column, key in zip(table.columns, keys, strict=True) if key is not None]
             layout = layout_of(table, known, [column for column in mapper.primary_key if column in known])
-            tables.append((layout, _reader(keys), tuple_getter(keys)))
+            take = tuple_getter(keys)
+            tables.append((layout, _reader(keys, take), take))
         self.tables: tuple[tuple[Layout, Callable[[Source], Row]], ...] = tuple(each[:2] for each in tables)
         """The tables in which an instance has a row, and how that is made of its values."""
 
@@ -255,9 +256,13 @@ def _value(state: State, key: str, *, committed: bool) -> Any:
     return state.dict[key] if key in state.dict else getattr(state.obj(), key)
 
 
-def _reader(keys: Sequence[str | None]) -> Callable[[Source], Row]:
-    """Return a function that makes a row of a source; None stands for a column that the class does not map."""
-    take = tuple_getter(keys)
+def _reader(keys: Sequence[str | None], take: Callable[[Source], Row]) -> Callable[[Source], Row]:
+    """Return what makes a row of any source; None stands for a column that the class does not map.
+
+    Args:
+        keys: The attributes of the columns.
+        take: What makes the row of a source that has them all.
+    """
 
     def read(source: Source) -> Row:
         try:

@@ -8,7 +8,7 @@ from typing import Final
 
 from flask_uow._core.options import Options
 
-__all__ = ["COMMIT", "FIRST_ERROR_STATUS", "ROLLBACK", "Decision", "Judge", "no_opinion", "on_error", "on_status"]
+__all__ = ["COMMIT", "ROLLBACK", "Decision", "Judge", "no_opinion", "on_error", "on_status"]
 
 FIRST_ERROR_STATUS: Final = 400
 """RFC 9110, section 15: 4xx and 5xx are the classes of errors."""

@@ -443,7 +443,7 @@ class Scope(Stack):
 
     def committed(self) -> None:
         """Remember that there is no way back."""
-        if self._tacit is not None and self._watched is not None and self._watched.is_committing:
+        if self._tacit is not None and self._is_committing:
             self._was_stored = True
             self._note_commit()
             return
@@ -470,9 +470,7 @@ class Scope(Stack):
 
     def no_connection(self, error: Exception) -> Exception | None:
         """Doom the transaction that could not have a connection."""
-        if self._tacit is not None:
-            self._come_forward()
-        if not self._stack:
+        if self._outermost is None:
             return None
         if self._runtime.strict or isinstance(error, ConfigurationError):
             self._failed(f"there was no connection for it ({brief(error)})", error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -234,6 +235,20 @@ _OF_A_TRANSACTION: Final = ("isolation_level", "postgresql_readonly", "postgresq
 
 _WATCHED: Final = "_flask_uow_watched"
 """The attribute of a session that is watched."""
+
+_OURS: Final = (
+    "commit",
+    "rollback",
+    "close",
+    "reset",
+    "begin",
+    "_connection_for_bind",
+    "_execute_internal",
+    _WATCHED,
+)
+"""The attributes that such a session has from us."""
+
+_NOTHING: Final = (None,) * len(_OURS)
 
 
 class WatchedSession:
@@ -512,7 +527,7 @@ class WatchedSession:
             event.listen(connection, "prepare_twophase", _preparing)
             _prepared_for[connection] = overseer
         try:
-            take(connection, overseer, self._demands, bound)
+            take(connection, overseer, self._demands, bound=bound)
             if self._demands is not PLAIN and overseer.wants_time():
                 self._measure(connection)
         except Exception as error:
@@ -661,14 +676,7 @@ class WatchedSession:
             self._sent.clear()
         self.is_committing = True
         try:
-            session = self.session
-            commit = type(session).commit
-            if self._begun is None and commit is Session.commit:
-                # As in _for_real(): the way of most.
-                self.at_large = None
-                commit(session)
-            else:
-                self._for_real("commit")
+            self._for_real("commit")
         except BaseException as error:
             if self._is_sending and self._failed is None:
                 self._failed = self._failure_in(error)
@@ -880,24 +888,16 @@ class WatchedSession:
             self._let_go(self._begun)
         if self.record is not None:
             untrack(self.session)
-        ours = self.session.__dict__
-        try:
-            # A loop costs four times as much, and it is done for each session.
-            del ours["commit"], ours["rollback"], ours["close"], ours["reset"], ours["begin"], ours["_execute_internal"]
-        except KeyError:
-            # Somebody has taken one away.
-            for name in ("commit", "rollback", "close", "reset", "begin", "_execute_internal"):
-                ours.pop(name, None)
-        ours.pop("_connection_for_bind", None)
-        del ours[_WATCHED]
+        # It is done for each session, and a loop of ours costs four times as much. Somebody may have taken one away.
+        deque(map(self.session.__dict__.pop, _OURS, _NOTHING), maxlen=0)
         if self._taken:
             self._forget_connections()
         for connection in self._bound:
             give_back(connection, self._overseer)
         root, self._root = self._root, None
         if root is not None:
-            shadowed: Any = root
-            del shadowed._connection_for_bind, shadowed._prepare_impl
+            root.__dict__.pop("_connection_for_bind", None)
+            root.__dict__.pop("_prepare_impl", None)
 
     def release(self) -> None:
         """Close the session, and return its connection."""
@@ -919,8 +919,6 @@ def _with_ours(asked: Mapping[str, Any], ours: Mapping[str, Any], demands: Deman
 
 def _check(session: object) -> None:
     """Refuse what cannot be watched."""
-    if isinstance(session, Session) and _WATCHED not in session.__dict__ and session.autobegin:
-        return
     if not isinstance(session, Session):
         raise ConfigurationError(
             "sessions",
@@ -934,10 +932,11 @@ def _check(session: object) -> None:
             "context of a thread the same one: use a sessionmaker or flask_scoped_session, and one UnitOfWork a "
             "factory.",
         )
-    raise ConfigurationError(
-        "sessions",
-        "returned a session with autobegin=False. A UnitOfWork begins with the first use: leave autobegin out.",
-    )
+    if not session.autobegin:
+        raise ConfigurationError(
+            "sessions",
+            "returned a session with autobegin=False. A UnitOfWork begins with the first use: leave autobegin out.",
+        )
 
 
 _sent_by: WeakKeyDictionary[Connection, list[Engine]] = WeakKeyDictionary()

@@ -196,9 +196,7 @@ class Stack(Ending):
 
     def discard(self, baseline: Baseline) -> None:
         """Roll back what is left of an attempt, and empty the session, but for what was there before."""
-        if self._tacit is not None:
-            self._come_forward()
-        if self._stack:
+        if self._outermost is not None:
             self._roll_back_all(None)
         elif self._in_transaction() and self._watched is not None:
             self._watched.rollback()
@@ -316,9 +314,7 @@ class Stack(Ending):
 
     def is_open(self) -> bool:
         """Whether there is a transaction, or work in the session outside any."""
-        if self._stack or self._tacit is not None:
-            return True
-        return self._watched is not None and self._watched.session._transaction is not None
+        return bool(self._stack) or self._tacit is not None or self._in_transaction()
 
     @property
     def is_doomed(self) -> bool:
@@ -355,14 +351,6 @@ class Stack(Ending):
         self._plan, self._planned = then, None
         if planned is not None:
             self.end(planned, decision, error)
-
-    def _has_listeners(self) -> bool:
-        """Whether anybody may want to know of a transaction."""
-        runtime = self._runtime
-        notify = runtime.notify
-        if not notify.has_had_listeners and not notify.observers and not runtime.recorders:
-            return False
-        return bool(runtime.recorders) or notify.has_listeners()
 
 
 def run_now(hook: Hook) -> None:

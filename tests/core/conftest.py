@@ -62,7 +62,6 @@ class Events(list[Event]):
 
     observers: Collection[Observer] = ()
     audience: Mapping[type[Event], Collection[Any]] = defaultdict(lambda: ("somebody",))
-    has_had_listeners: Collection[Any] = ("somebody",)
 
     def wants(self, kind: type[Event], /) -> bool:
         return kind not in (Connected, Sending, Committing, HookRan)
@@ -98,7 +97,6 @@ class Deaf:
 
     observers: Collection[Observer] = ()
     audience: Mapping[type[Event], Collection[Any]] = defaultdict(tuple)
-    has_had_listeners: Collection[Any] = ()
 
     def wants(self, kind: type[Event], /) -> bool:
         return False
